@@ -1,0 +1,85 @@
+// One row by all blocks of a group, which wait for each other: n > kRadixThreshold in a cooperative launch.
+// Called by persistent.cu. Before: group x chunk >= n, the blocks of the group call it for the same rows in the same
+// order. Each block reads its chunk once and holds it in shared memory as keys; the group's histogram decides 11 bits
+// a round, at most three rounds, one group barrier each.
+// Shared memory: Shared<K>, its `rest` holding `chunk` keys. Workspace: GroupState.
+#pragma once
+#include "held.cuh"
+#include "sync.cuh"
+
+// What one block remembers of its group from row to row.
+struct Member {
+  GroupState state;
+  u32 rank;
+  u32 target;  // arrivals at the group's barrier so far
+  u32 round;   // whose turn it is; kRounds: the group has not met yet
+};
+
+constexpr u32 kAboveWord = kBins, kTieWord = kBins + 1;  // of a round: members handed out so far
+
+// Adds this block's bins to the group's and replaces them by the sum.
+// Round r is filled before a barrier and read after it; after that same barrier nobody reads round r-1 any more, so
+// it is cleared then, a barrier before its turn comes again as round r+2.
+__device__ __forceinline__ void share_bins(u32* bins, Member& m) {
+  u32* const shared_bins = m.state.round(m.round);
+#pragma unroll 1
+  for (u32 b = threadIdx.x; b < kBins; b += kThreads) {
+    if (bins[b]) ptx::add_relaxed(shared_bins + b, bins[b]);
+  }
+  group_barrier(m.state, m.target);
+#pragma unroll 1
+  for (u32 b = threadIdx.x; b < kBins; b += kThreads) bins[b] = ptx::load_relaxed(shared_bins + b);
+  u32* const finished = m.state.round(m.round == 0 ? kRounds - 1 : m.round - 1);
+#pragma unroll 1
+  for (u32 i = m.rank * kThreads + threadIdx.x; i < kRoundWords; i += m.state.group * kThreads) {
+    ptx::store_relaxed(finished + i, 0);
+  }
+  m.round = m.round + 1 == kRounds ? 0 : m.round + 1;
+  __syncthreads();
+}
+
+template <int K, int Vec>
+__device__ __forceinline__ void row_group(const float* row, u32 n, u32 chunk, int* out, Shared<K>& sh, Member& m) {
+  Scratch& s = sh.scratch;
+  u32* const keys = sh.rest;
+  const u32 begin = min(m.rank * chunk, n);  // group x chunk < 2^32: spec.MAX_WIDTH plus less than one chunk a block
+  const u32 held = min(chunk, n - begin);
+  if (m.round == kRounds) meet_begin(m.state, m.rank);
+  __syncthreads();  // the previous row's output has left `staged`
+  clear_bins(sh.bins);
+  if (threadIdx.x == 0) s.above_count = s.tie_count = 0;
+  __syncthreads();
+  hold<Vec>(row, begin, held, keys, sh.bins);
+  __syncthreads();
+  if (m.round == kRounds) {
+    meet_finish(m.state, m.rank);
+    m.round = 0;
+  }
+  share_bins(sh.bins, m);
+  find_bin(sh.bins, K, s);
+  Threshold t{s.digit, kOpeningShift};
+  while (!t.decided(s)) {
+    clear_bins(sh.bins);
+    __syncthreads();
+    count_tied(keys, held, t, sh.bins);
+    __syncthreads();
+    share_bins(sh.bins, m);
+    find_bin(sh.bins, s.need, s);
+    t.refine(s);
+  }
+  stage_held(keys, held, K, t, sh.staged, s, [&](u32 i) { return begin + i; });
+  __syncthreads();
+  // The last round's words are cleared only after the next barrier, which nobody passes before this block arrives.
+  u32* const handed_out = m.state.round(m.round == 0 ? kRounds - 1 : m.round - 1);
+  const u32 above = s.above_count, tied = min(s.tie_count, s.need);
+  if (threadIdx.x == 0 && above) s.above_base = ptx::fetch_add_relaxed(handed_out + kAboveWord, above);
+  if (threadIdx.x == 32 && tied) s.tie_base = ptx::fetch_add_relaxed(handed_out + kTieWord, tied);
+  __syncthreads();
+#pragma unroll 1
+  for (u32 i = threadIdx.x; i < above; i += kThreads) out[s.above_base + i] = sh.staged[i];
+#pragma unroll 1
+  for (u32 i = threadIdx.x; i < tied; i += kThreads) {
+    const u32 place = s.tie_base + i;
+    if (place < s.need) out[K - s.need + place] = sh.staged[K - s.need + i];
+  }
+}

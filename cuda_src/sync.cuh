@@ -1,0 +1,99 @@
+// How the blocks of one group meet, on a workspace whose contents nobody prepared. See README.md for the proofs.
+// Called by row_group.cuh only, in launches made by cuLaunchCooperativeKernel only: every block of the group is
+// resident, so each wait below ends. Shared memory: none. All threads of a block must call each function.
+#pragma once
+#include "ptx.cuh"
+
+// Every wait of every kernel is this loop. A debug build bounds it and reports instead of hanging.
+template <class Done>
+__device__ __forceinline__ void wait_until(Done done) {
+#ifdef DRVTOPK_WAIT_LIMIT
+  for (u32 looks = 0; !done(); ++looks) {
+    if (looks == DRVTOPK_WAIT_LIMIT) wait_failed();
+    ptx::pause();
+  }
+#else
+  while (!done()) ptx::pause();
+#endif
+}
+
+// One group's part of the workspace: a line for the barrier, kRounds published histograms, then two words a block.
+struct GroupState {
+  u32* words;
+  u32 group;
+
+  __device__ __forceinline__ u32* arrivals() const { return words; }
+  __device__ __forceinline__ u32* round(u32 r) const { return words + kStateLineWords + r * kRoundWords; }
+  // What the leader (rank 0) says to a block, and what the block answers.
+  __device__ __forceinline__ u32* said(u32 rank) const { return words + kStateLineWords + kRounds * kRoundWords + rank; }
+  __device__ __forceinline__ u32* echo(u32 rank) const { return said(rank) + group; }
+
+  static __device__ __forceinline__ u32 words_of(u32 group) {
+    const u32 used = kStateLineWords + kRounds * kRoundWords + 2 * group;
+    return (used + kStateLineWords - 1) / kStateLineWords * kStateLineWords;
+  }
+};
+
+constexpr u32 kHello = 0, kAgain = 1, kGo = 2;
+
+// First half of the meeting, before the group's first shared row is loaded: the leader clears the state.
+__device__ __forceinline__ void meet_begin(const GroupState& g, u32 rank) {
+  if (rank == 0) {
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < kStateLineWords + kRounds * kRoundWords; i += kThreads) {
+      ptx::store_relaxed(g.words + i, 0);
+    }
+#pragma unroll 1
+    for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) ptx::store_relaxed(g.said(r), kHello);
+  } else if (threadIdx.x == 0) {
+    ptx::store_relaxed(g.echo(rank), kHello);
+  }
+}
+
+// Second half: on return the cleared state is visible to every block of the group, whatever the workspace held.
+// The leader believes a block only after two different answers in a row, a block believes kGo only after it answered
+// kAgain: a stale word can imitate one of them, not the change from one to the next.
+__device__ __forceinline__ void meet_finish(const GroupState& g, u32 rank) {
+  if (rank == 0) {
+#pragma unroll 1
+    for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) {
+      wait_until([&] { return ptx::load_acquire(g.echo(r)) == kHello; });
+      ptx::store_relaxed(g.said(r), kAgain);
+    }
+#pragma unroll 1
+    for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) {
+      wait_until([&] { return ptx::load_acquire(g.echo(r)) == kAgain; });
+    }
+    __syncthreads();  // all threads' part of the clearing is done, and all blocks have been seen
+#pragma unroll 1
+    for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) ptx::store_release(g.said(r), kGo);
+  } else {
+    if (threadIdx.x == 0) {
+      u32 answered = kHello;
+      bool met = false;
+      wait_until([&] {
+        const u32 word = ptx::load_acquire(g.said(rank));
+        if (word == kGo && met) return true;
+        if (word <= kAgain && word != answered) {
+          ptx::store_relaxed(g.echo(rank), word);
+          answered = word;
+        }
+        met = met || word == kAgain;
+        return false;
+      });
+    }
+    __syncthreads();
+  }
+}
+
+// All blocks of the group have arrived, and what each wrote before is visible to all after. `target` counts arrivals
+// since the meeting and may wrap around.
+__device__ __forceinline__ void group_barrier(const GroupState& g, u32& target) {
+  target += g.group;
+  __syncthreads();  // every thread's writes come before the arrival that publishes them
+  if (threadIdx.x == 0) {
+    ptx::add_release(g.arrivals(), 1);
+    wait_until([&] { return static_cast<int>(ptx::load_acquire(g.arrivals()) - target) >= 0; });
+  }
+  __syncthreads();
+}

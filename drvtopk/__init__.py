@@ -1,0 +1,65 @@
+"""Exact Top-K indices of each row on NVIDIA GPUs, through the CUDA driver.
+
+Importing this package imports no CUDA library; the first call that needs one does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from drvtopk.errors import (
+    CacheWarning,
+    CompileError,
+    CompilerUnavailable,
+    DriverError,
+    DriverUnavailable,
+    InvalidArgument,
+    NotPrepared,
+    PlanError,
+    TopKError,
+    WorkspaceTooSmall,
+)
+from drvtopk.plan import Plan, Problem
+from drvtopk.reference import topk_reference
+from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Tuning, Variant
+
+if TYPE_CHECKING:
+    from drvtopk.api import DeviceArray, Prepared, devices, prepare, primary_context, topk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KNOWN_DEVICES",
+    "CacheWarning",
+    "CompileError",
+    "CompilerUnavailable",
+    "DeviceArray",
+    "DeviceInfo",
+    "DriverError",
+    "DriverUnavailable",
+    "InvalidArgument",
+    "NotPrepared",
+    "Plan",
+    "PlanError",
+    "Prepared",
+    "Problem",
+    "TopKError",
+    "Tuning",
+    "Variant",
+    "WorkspaceTooSmall",
+    "devices",
+    "prepare",
+    "primary_context",
+    "topk",
+    "topk_reference",
+]
+
+_LAZY = ("DeviceArray", "Prepared", "devices", "prepare", "primary_context", "topk")
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        from drvtopk import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,293 @@
+"""CUDA driver calls as methods: values in, values or a named error out. The only importer of cuda.bindings.driver.
+
+`Driver(api)` takes the module `cuda.bindings.driver`, or a stand-in with the same functions and return tuples, so
+that a test can record every call and fail any of them. Works with bindings 12.9 and 13.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from drvtopk.errors import DriverError, DriverUnavailable
+from drvtopk.spec import THREADS, DeviceInfo
+
+COOPERATIVE_LAUNCH_TOO_LARGE = 720
+_NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA driver"
+
+_lock = threading.Lock()
+_loaded: Driver | None = None
+
+
+def load() -> Driver:
+    """The process's driver, initialised once. Raises DriverUnavailable without libcuda or without a device."""
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            try:
+                from cuda.bindings import driver as api
+            except ImportError as error:
+                raise DriverUnavailable(
+                    f"cuda.bindings cannot be imported ({error}); pip install 'cuda-python>=12.9,<14'"
+                ) from error
+            driver = Driver(api)
+            driver.init()
+            _loaded = driver
+        return _loaded
+
+
+def arch_of(major: int, minor: int) -> str:
+    """The target with everything the device can do: architecture-specific ('a') from compute capability 9.0 on."""
+    return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+
+class Driver:
+    """One method a driver call, named after what it does. Handles are the bindings' own objects."""
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+        self._primary: dict[int, Any] = {}
+
+    def _call(self, name: str, *args: Any, about: str = "") -> Any:
+        try:
+            code, *values = getattr(self.api, name)(*args)
+        except RuntimeError as error:  # the bindings find libcuda at the first call, and raise if there is none
+            raise DriverUnavailable(f"{_NO_DRIVER} ({str(error).splitlines()[0]})") from error
+        if int(code) != 0:
+            raise self._error(name, code, about)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _error(self, call: str, code: Any, about: str) -> DriverError:
+        texts = []
+        for getter in ("cuGetErrorName", "cuGetErrorString"):
+            answer = getattr(self.api, getter)(code)
+            text = answer[1] if int(answer[0]) == 0 else None
+            texts.append(text.decode() if isinstance(text, bytes) else str(text or "unknown"))
+        return DriverError(call, int(code), texts[0], texts[1], about)
+
+    # The machine
+
+    def init(self) -> None:
+        """Loads libcuda; DriverUnavailable names what is missing."""
+        try:
+            self._call("cuInit", 0)
+            count = self.device_count()
+        except DriverError as error:
+            raise DriverUnavailable(f"no usable CUDA device: {error}") from error
+        if count < 1:
+            raise DriverUnavailable("no CUDA device: the driver is there and lists none")
+
+    def driver_version(self) -> tuple[int, int]:
+        """The newest CUDA version this driver runs: (12, 9)."""
+        version = int(self._call("cuDriverGetVersion"))
+        return version // 1000, version % 1000 // 10
+
+    def device_count(self) -> int:
+        return int(self._call("cuDeviceGetCount"))
+
+    def _attribute(self, name: str, device: Any) -> int:
+        attribute = getattr(self.api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self._call("cuDeviceGetAttribute", attribute, device))
+
+    def device_info(self, device: Any, *, sms: int | None = None) -> DeviceInfo:
+        """The device's limits; `sms` replaces its SM count by that of the part a context may use."""
+        raw = self._call("cuDeviceGetName", 128, device)
+        name = raw.decode() if isinstance(raw, bytes) else str(raw)
+        major = self._attribute("COMPUTE_CAPABILITY_MAJOR", device)
+        minor = self._attribute("COMPUTE_CAPABILITY_MINOR", device)
+        return DeviceInfo(
+            name=name.rstrip("\0"),
+            arch=arch_of(major, minor),
+            sms=self._attribute("MULTIPROCESSOR_COUNT", device) if sms is None else sms,
+            smem_optin=self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", device),
+            smem_per_sm=self._attribute("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR", device),
+            max_threads_per_sm=self._attribute("MAX_THREADS_PER_MULTIPROCESSOR", device),
+            max_blocks_per_sm=self._attribute("MAX_BLOCKS_PER_MULTIPROCESSOR", device),
+            regs_per_sm=self._attribute("MAX_REGISTERS_PER_MULTIPROCESSOR", device),
+            smem_reserved=self._attribute("RESERVED_SHARED_MEMORY_PER_BLOCK", device),
+        )
+
+    def devices(self) -> list[DeviceInfo]:
+        return [self.device_info(self._call("cuDeviceGet", i)) for i in range(self.device_count())]
+
+    # Contexts: the host's
+
+    def current_context(self) -> Any | None:
+        """The context that is current on this thread, or None."""
+        context = self._call("cuCtxGetCurrent")
+        return context if int(context) else None
+
+    def context_id(self, context: Any) -> int:
+        """A number that no other context of this process ever has, even after this one is destroyed."""
+        return int(self._call("cuCtxGetId", context))
+
+    def context_device(self, context: Any) -> DeviceInfo:
+        """The limits of what the current context may use: in a green context or an MPS share, not the whole die."""
+        device = self._call("cuCtxGetDevice")
+        sms: int | None = None
+        # Contexts that cannot be asked (older drivers) own their whole device.
+        with contextlib.suppress(DriverError, AttributeError):
+            kind = self.api.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+            sms = int(self._call("cuCtxGetDevResource", context, kind).sm.smCount)
+        return self.device_info(device, sms=sms or None)
+
+    @contextlib.contextmanager
+    def primary_context(self, ordinal: int = 0) -> Iterator[None]:
+        """Makes the device's primary context current for a while, for callers that have none of their own.
+
+        It stays retained until the process ends, as the CUDA runtime keeps it: releasing the last reference would
+        destroy it with every kernel loaded in it.
+        """
+        context = self._primary.get(ordinal)
+        if context is None:
+            device = self._call("cuDeviceGet", ordinal)
+            context = self._primary[ordinal] = self._call("cuDevicePrimaryCtxRetain", device)
+        before = self._call("cuCtxGetCurrent")
+        self._call("cuCtxSetCurrent", context)
+        try:
+            yield
+        finally:
+            self._call("cuCtxSetCurrent", before)
+
+    @contextlib.contextmanager
+    def relaxed_capture(self) -> Iterator[None]:
+        """Loading a module would invalidate a capture that another stream has under way; in here it does not."""
+        modes = self.api.CUstreamCaptureMode
+        before = self._call("cuThreadExchangeStreamCaptureMode", modes.CU_STREAM_CAPTURE_MODE_RELAXED)
+        try:
+            yield
+        finally:
+            self._call("cuThreadExchangeStreamCaptureMode", before)
+
+    # Kernels
+
+    def load_function(self, cubin: bytes, entry: str) -> Any:
+        """The one kernel of a cubin, really loaded (loading is lazy unless asked for)."""
+        module = self._call("cuModuleLoadData", cubin, about=entry)
+        function = self._call("cuModuleGetFunction", module, entry.encode(), about=entry)
+        self._call("cuFuncLoad", function, about=entry)
+        return function
+
+    def raise_shared_memory_limit(self, function: Any, smem_bytes: int, about: str = "") -> None:
+        attribute = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._call("cuFuncSetAttribute", function, attribute, smem_bytes, about=about)
+
+    def occupancy(self, function: Any, smem_bytes: int, about: str = "") -> int:
+        """Resident blocks per SM. Answers 0, without an error, if the shared-memory limit was not raised before."""
+        answer = self._call("cuOccupancyMaxActiveBlocksPerMultiprocessor", function, THREADS, smem_bytes, about=about)
+        return int(answer)
+
+    def launch(self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str) -> None:
+        """A plain launch. `params` is the address of a prepared void*[1]."""
+        (code,) = self.api.cuLaunchKernel(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params, 0)
+        if int(code) != 0:
+            raise self._error("cuLaunchKernel", code, about)
+
+    def launch_cooperative(
+        self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str
+    ) -> bool:
+        """A launch that starts only when its whole grid is resident; False if it never could be (error 720)."""
+        (code,) = self.api.cuLaunchCooperativeKernel(
+            function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params
+        )
+        if int(code) == COOPERATIVE_LAUNCH_TOO_LARGE:
+            return False
+        if int(code) != 0:
+            raise self._error("cuLaunchCooperativeKernel", code, about)
+        return True
+
+    # Memory, streams, events and graphs: for numpy arrays, the command line, tests and benchmarks. No launch uses them.
+
+    def mem_alloc(self, size: int) -> int:
+        return int(self._call("cuMemAlloc", max(size, 1)))
+
+    def mem_free(self, address: int) -> None:
+        self._call("cuMemFree", address)
+
+    def mem_alloc_async(self, size: int, stream: int) -> int:
+        return int(self._call("cuMemAllocAsync", max(size, 1), stream))
+
+    def mem_free_async(self, address: int, stream: int) -> None:
+        self._call("cuMemFreeAsync", address, stream)
+
+    def mem_info(self) -> tuple[int, int]:
+        """Free and total device memory, bytes."""
+        free, total = self._call("cuMemGetInfo")
+        return int(free), int(total)
+
+    def copy_to_device(self, address: int, array: Any) -> None:
+        """A C-contiguous host array to device memory; returns when it is there."""
+        if array.nbytes:
+            self._call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
+
+    def copy_to_host(self, array: Any, address: int) -> None:
+        """Device memory to a C-contiguous host array; waits for work of the legacy default stream."""
+        if array.nbytes:
+            self._call("cuMemcpyDtoH", array.ctypes.data, address, array.nbytes)
+
+    def memset(self, address: int, byte: int, size: int, stream: int = 0) -> None:
+        if size:
+            self._call("cuMemsetD8Async", address, byte, size, stream)
+
+    def memset32(self, address: int, word: int, count: int, stream: int = 0) -> None:
+        if count:
+            self._call("cuMemsetD32Async", address, word, count, stream)
+
+    def stream_create(self) -> int:
+        return int(self._call("cuStreamCreate", int(self.api.CUstream_flags.CU_STREAM_NON_BLOCKING)))
+
+    def stream_destroy(self, stream: int) -> None:
+        self._call("cuStreamDestroy", stream)
+
+    def stream_synchronize(self, stream: int = 0) -> None:
+        self._call("cuStreamSynchronize", stream)
+
+    def stream_is_capturing(self, stream: int) -> bool:
+        return int(self._call("cuStreamIsCapturing", stream)) != 0
+
+    def synchronize(self) -> None:
+        self._call("cuCtxSynchronize")
+
+    def event_create(self) -> Any:
+        return self._call("cuEventCreate", 0)
+
+    def event_destroy(self, event: Any) -> None:
+        self._call("cuEventDestroy", event)
+
+    def event_record(self, event: Any, stream: int = 0) -> None:
+        self._call("cuEventRecord", event, stream)
+
+    def event_elapsed_ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two recorded events; waits for the second."""
+        self._call("cuEventSynchronize", end)
+        return float(self._call("cuEventElapsedTime", start, end))
+
+    def stream_wait(self, stream: int, producer: int) -> None:
+        """Later work of `stream` waits for what `producer` holds now."""
+        event = self.event_create()
+        try:
+            self.event_record(event, producer)
+            self._call("cuStreamWaitEvent", stream, event, 0)
+        finally:
+            self.event_destroy(event)
+
+    def begin_capture(self, stream: int) -> None:
+        mode = self.api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: int) -> Any:
+        return self._call("cuStreamEndCapture", stream)
+
+    def graph_instantiate(self, graph: Any) -> Any:
+        return self._call("cuGraphInstantiate", graph, 0)
+
+    def graph_launch(self, executable: Any, stream: int) -> None:
+        self._call("cuGraphLaunch", executable, stream)
+
+    def graph_destroy(self, graph: Any) -> None:
+        self._call("cuGraphDestroy", graph)
+
+    def graph_exec_destroy(self, executable: Any) -> None:
+        self._call("cuGraphExecDestroy", executable)

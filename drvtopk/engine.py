@@ -1,0 +1,265 @@
+"""Joins planner, compiler and driver for one context: plan(), prepare(), and a prepared call that only launches."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from drvtopk import compiler
+from drvtopk.cache import Cache, default_folder
+from drvtopk.driver import Driver, load
+from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
+from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_occupancy, plan
+from drvtopk.spec import DEFAULT_TUNING, WORKSPACE_ALIGNMENT, DeviceInfo, KernelInfo, Tuning, Variant
+
+log = logging.getLogger("drvtopk")
+
+_PARAMS = struct.Struct("<4Q2q8I")  # `Params` of cuda_src/params.cuh, which asserts this size
+PARAMS_BYTES = _PARAMS.size
+_REMEMBERED = 256  # problems whose preparation an engine keeps
+
+
+class _Launcher:
+    """One plan, bound to its loaded kernel, with the parameter block that each launch fills in."""
+
+    def __init__(self, driver: Driver, plan: Plan, function: Any) -> None:
+        self.plan = plan
+        self._driver = driver
+        self._function = function
+        self._lock = threading.Lock()  # the driver copies the block during the call, so it must not change under it
+        self._block = ctypes.create_string_buffer(PARAMS_BYTES)
+        self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._block))
+        self._pointers_address = ctypes.addressof(self._pointers)
+        self._about = f"{plan.variant} {plan.device}: grid {plan.grid}, {plan.smem_bytes} bytes of shared memory"
+        self._tail = (
+            plan.rows,
+            plan.width,
+            plan.group,
+            plan.groups,
+            plan.chunk,
+            plan.candidates,
+            int(plan.cooperative),
+            0,
+        )
+
+    def __call__(
+        self, logits: int, lengths: int, out: int, workspace: int, stream: int, out_stride: int
+    ) -> bool:
+        """One driver call. False: a cooperative grid that this context can never hold; nothing was launched."""
+        p = self.plan
+        with self._lock:
+            _PARAMS.pack_into(
+                self._block, 0, logits, lengths, out, workspace, p.stride, out_stride, *self._tail
+            )
+            if p.cooperative:
+                return self._driver.launch_cooperative(
+                    self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about
+                )
+            self._driver.launch(self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about)
+            return True
+
+
+class Prepared:
+    """A problem made ready in one context: everything is compiled, loaded and planned; a launch is one driver call.
+
+    Safe to use from several threads. `launch` takes raw device addresses and allocates, copies, synchronises and
+    reads back nothing, so it may be captured into a graph, which then is right for any later lengths.
+    """
+
+    def __init__(self, problem: Problem, first: _Launcher, fallback: _Launcher | None) -> None:
+        self.problem = problem
+        self._active = first
+        self._fallback = fallback
+
+    @property
+    def plan(self) -> Plan:
+        """What is launched now. Its `why` tells of a fallback, also of one that the driver forced later."""
+        return self._active.plan
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Device memory the caller lends to each launch, bytes; its contents are irrelevant before and after."""
+        return self._active.plan.workspace_bytes
+
+    def launch(
+        self,
+        logits: int,
+        lengths: int,
+        out: int,
+        workspace: int = 0,
+        stream: int = 0,
+        *,
+        out_stride: int | None = None,
+    ) -> None:
+        """Launches on `stream` (a handle; 0 is the legacy default stream) with device addresses.
+
+        `logits` float32 (rows, width) with the prepared stride; `lengths` int32 (rows,), or 0: every row has `width`
+        elements; `out` int32 (rows, k), its rows `out_stride` elements apart (k unless given); `workspace` of
+        `workspace_bytes` bytes, aligned to 128, not shared with a launch that may run at the same time.
+        Raises InvalidArgument before anything is launched, DriverError if the driver refuses.
+        """
+        active = self._active
+        p = active.plan
+        step = p.k if out_stride is None else out_stride
+        if step < p.k and p.rows > 1:
+            raise InvalidArgument("out_stride", step, f"at least k = {p.k} elements, so that rows do not overlap")
+        if p.rows == 0:
+            return
+        if logits % (4 * p.vec_size) or (not logits and p.width):
+            raise InvalidArgument("logits", hex(logits), f"a device address aligned to {4 * p.vec_size} bytes, as planned")
+        if lengths % 4:
+            raise InvalidArgument("lengths", hex(lengths), "a device address aligned to 4 bytes, or 0")
+        if out % 4 or not out:
+            raise InvalidArgument("out", hex(out), "a device address aligned to 4 bytes")
+        if p.workspace_bytes and (not workspace or workspace % WORKSPACE_ALIGNMENT):
+            raise InvalidArgument(
+                "workspace", hex(workspace), f"a device address aligned to {WORKSPACE_ALIGNMENT} bytes"
+            )
+        if not active(logits, lengths, out, workspace, stream, step):
+            fallback = self._fallback
+            if fallback is None:
+                raise PlanError(p.route, f"the driver refused a cooperative grid of {p.grid} blocks")
+            log.warning("%s", fallback.plan.why)
+            self._active = fallback
+            fallback(logits, lengths, out, workspace, stream, step)
+
+
+class Engine:
+    """Everything drvtopk knows about one context. Get it by `current_engine()`; safe under concurrent first use."""
+
+    def __init__(self, driver: Driver, device: DeviceInfo, *, cache: Cache | None = None) -> None:
+        self.driver = driver
+        self.device = device
+        self._cache = Cache(default_folder()) if cache is None else cache
+        self._lock = threading.RLock()
+        self._loaded: dict[Variant, tuple[Any, KernelInfo]] = {}
+        self._limits: dict[Variant, int] = {}
+        self._remembered: OrderedDict[object, Prepared] = OrderedDict()
+
+    def _function(self, variant: Variant) -> tuple[Any, KernelInfo]:
+        with self._lock:
+            found = self._loaded.get(variant)
+            if found is None:
+                compiled = compiler.compile_variant(variant, self.device.arch, cache=self._cache)
+                ours, theirs = compiler.nvrtc_version(), self.driver.driver_version()
+                if ours[0] > theirs[0]:
+                    raise CompilerUnavailable(
+                        f"NVRTC {ours[0]}.{ours[1]} is newer than the driver, which runs CUDA {theirs[0]}.{theirs[1]}: "
+                        f"install nvidia-cuda-nvrtc-cu{theirs[0]}, or name its library in DRVTOPK_NVRTC"
+                    )
+                with self.driver.relaxed_capture():
+                    function = self.driver.load_function(compiled.cubin, variant.entry)
+                log.info("loaded %s for %s: %s", variant, self.device.arch, compiled.info)
+                found = self._loaded[variant] = function, compiled.info
+            return found
+
+    def _raise_limit(self, variant: Variant, smem_bytes: int) -> Any:
+        """The function, allowed to take this much shared memory. The limit only ever rises: plans share a function."""
+        with self._lock:
+            function, _ = self._function(variant)
+            if smem_bytes > self._limits.get(variant, 0):
+                self.driver.raise_shared_memory_limit(function, smem_bytes, str(variant))
+                self._limits[variant] = smem_bytes
+            return function
+
+    def occupancy(self, variant: Variant, smem_bytes: int) -> int:
+        """The driver's answer for this very function and shared memory, asked after its limit was raised."""
+        _, info = self._function(variant)
+        if info.static_smem_bytes + smem_bytes > self.device.smem_optin:
+            return 0
+        return self.driver.occupancy(self._raise_limit(variant, smem_bytes), smem_bytes, str(variant))
+
+    def kernel_info(self, variant: Variant) -> KernelInfo:
+        """Registers and sizes of a loaded instantiation."""
+        return self._function(variant)[1]
+
+    def _limits_of(self, assume: DeviceInfo | None) -> tuple[DeviceInfo, Occupancy]:
+        if assume is None:
+            return self.device, self.occupancy
+        # What is assumed may only take away: the real device still has to hold it.
+        device = assume.with_limits(sms=min(assume.sms, self.device.sms))
+
+        def occupancy(variant: Variant, smem_bytes: int) -> int:
+            return min(
+                self.occupancy(variant, smem_bytes), calculated_occupancy(self.kernel_info(variant), device, smem_bytes)
+            )
+
+        return device, occupancy
+
+    def plan(
+        self,
+        problem: Problem,
+        *,
+        route: str = "auto",
+        chunk: int | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+        assume: DeviceInfo | None = None,
+    ) -> Plan:
+        """The plan for `problem` here, with the driver's occupancy; `assume` plans within another device's limits."""
+        device, occupancy = self._limits_of(assume)
+        return plan(problem, device, occupancy, route=route, chunk=chunk, tuning=tuning)
+
+    def prepare(
+        self,
+        problem: Problem,
+        *,
+        route: str = "auto",
+        chunk: int | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+        assume: DeviceInfo | None = None,
+        plan: Plan | None = None,
+    ) -> Prepared:
+        """Compiles, loads and plans; what comes back only launches. `plan` replaces the planner's own (for tests)."""
+        made = plan or self.plan(problem, route=route, chunk=chunk, tuning=tuning, assume=assume)
+        fallback = None
+        if made.cooperative:
+            device, occupancy = self._limits_of(assume)
+            refused = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
+            fallback = self._launcher(after_refusal(made, problem, device, occupancy, refused))
+        log.info("%s", made.why)
+        return Prepared(problem, self._launcher(made), fallback)
+
+    def remembered(self, problem: Problem, route: str) -> Prepared | None:
+        """What `prepare_once` made for this problem, if it is still kept."""
+        with self._lock:
+            found = self._remembered.get((problem, route))
+            if found is not None:
+                self._remembered.move_to_end((problem, route))
+            return found
+
+    def prepare_once(self, problem: Problem, route: str) -> Prepared:
+        """`prepare`, remembered for the latest problems."""
+        with self._lock:
+            found = self.remembered(problem, route)
+            if found is None:
+                found = self._remembered[problem, route] = self.prepare(problem, route=route)
+                if len(self._remembered) > _REMEMBERED:
+                    self._remembered.popitem(last=False)
+            return found
+
+    def _launcher(self, made: Plan) -> _Launcher:
+        return _Launcher(self.driver, made, self._raise_limit(made.variant, made.smem_bytes))
+
+
+_lock = threading.Lock()
+_engines: dict[int, Engine] = {}
+
+
+def current_engine() -> Engine:
+    """The engine of the context that is current on this thread. Raises DriverUnavailable if none is."""
+    driver = load()
+    context = driver.current_context()
+    if context is None:
+        raise DriverUnavailable(
+            "no CUDA context is current on this thread: make the host's current, or use drvtopk.primary_context()"
+        )
+    key = driver.context_id(context)
+    with _lock:
+        found = _engines.get(key)
+        if found is None:
+            found = _engines[key] = Engine(driver, driver.context_device(context))
+        return found

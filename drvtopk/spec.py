@@ -1,0 +1,193 @@
+"""What exists: routes, kernel variants, devices, and every number that host and kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from drvtopk.errors import InvalidArgument
+
+ROUTES = ("persistent", "filtered")
+VEC_SIZES = (1, 2, 4)
+TOP_KS = (512, 1024, 2048)  # compiled ahead by `compile` and the tests; any other k compiles on demand
+MAX_K = 4096
+MAX_WIDTH = 2**31 - 1  # indices are int32
+MAX_ROWS = 2**31 - 1  # one block per row in the filtered route: the limit of a grid's x
+
+THREADS = 1024  # of every block of every kernel
+WORKSPACE_ALIGNMENT = 128  # bytes; what one group's state is padded to
+
+# A key is resolved from its top in digits of 11, 11 and 10 bits.
+DIGIT_BITS = 11
+BINS = 1 << DIGIT_BITS
+# One block's fixed shared memory: the bins, then the scan and counter words (asserted against `Scratch`).
+SCRATCH_BYTES = 256
+# Words of one published histogram in a group's state: the bins, then two output counters and padding.
+ROUND_WORDS = BINS + 32
+ROUNDS = 3  # histograms in rotation: one being read, one being filled, one being cleared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Thresholds of the row paths, in elements. Small ones send tiny rows down every path (for tests)."""
+
+    short_max: int = 8192
+    """Rows up to this length are held in shared memory by one block, where it has room for them."""
+    radix_threshold: int = 32768
+    """Rows up to this length belong to one block; longer ones are shared by a group, which waits."""
+    min_chunk: int = 4096
+    """A group is not split finer than this, unless the caller names the chunk."""
+    max_candidates: int = 4096
+    """Candidates that one block keeps in shared memory; more are read again, never dropped."""
+
+    def __post_init__(self) -> None:
+        for name in ("short_max", "radix_threshold", "min_chunk", "max_candidates"):
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_WIDTH:
+                raise InvalidArgument(name, value, f"1..{MAX_WIDTH}")
+
+
+DEFAULT_TUNING = Tuning()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One instantiation: what is compiled, loaded, asked for its occupancy, and launched."""
+
+    route: str
+    k: int
+    vec_size: int
+    tuning: Tuning = DEFAULT_TUNING
+
+    def __post_init__(self) -> None:
+        if self.route not in ROUTES:
+            raise InvalidArgument("route", repr(self.route), " or ".join(map(repr, ROUTES)))
+        check_k(self.k)
+        if self.vec_size not in VEC_SIZES:
+            raise InvalidArgument("vec_size", self.vec_size, "1, 2 or 4")
+
+    @property
+    def entry(self) -> str:
+        """Name of the one kernel in the cubin."""
+        return f"drvtopk_{self.route}"
+
+    @property
+    def fixed_smem_bytes(self) -> int:
+        """Shared memory a block needs before its chunk of keys or its candidates: bins, scratch, staged output."""
+        return BINS * 4 + SCRATCH_BYTES + align(self.k * 4, 16)
+
+    def __str__(self) -> str:
+        return f"{self.route}<{self.k},{self.vec_size}>"
+
+
+def check_k(k: object) -> int:
+    """`k` as an int in 1..4096, or InvalidArgument."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
+        raise InvalidArgument("k", repr(k), f"an integer in 1..{MAX_K}")
+    return k
+
+
+def align(value: int, to: int) -> int:
+    """`value` rounded up to a multiple of `to`."""
+    return -(-value // to) * to
+
+
+def group_state_bytes(group: int) -> int:
+    """Workspace of one group of `group` blocks: barrier line, rotating histograms, two handshake words a block."""
+    return align(WORKSPACE_ALIGNMENT + ROUNDS * ROUND_WORDS * 4 + 2 * 4 * group, WORKSPACE_ALIGNMENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceInfo:
+    """The limits of one device (or of the part of it that a context may use) that plans depend on."""
+
+    name: str
+    arch: str
+    """Compilation target: 'sm_90a'."""
+    sms: int
+    smem_optin: int
+    """Shared memory one block may opt in to, bytes."""
+    smem_per_sm: int
+    """Shared memory of one SM, bytes."""
+    max_threads_per_sm: int
+    max_blocks_per_sm: int
+    regs_per_sm: int = 65536
+    smem_reserved: int = 1024
+    """Shared memory the driver takes for each resident block, bytes."""
+
+    def __post_init__(self) -> None:
+        for name in ("sms", "smem_optin", "smem_per_sm", "max_threads_per_sm", "max_blocks_per_sm", "regs_per_sm"):
+            if getattr(self, name) < 1:
+                raise InvalidArgument(name, getattr(self, name), "at least 1")
+
+    def with_limits(self, *, sms: int | None = None, smem_optin: int | None = None) -> DeviceInfo:
+        """The same device with some limits named by hand: a green context, an assumed smaller GPU."""
+        changed = self
+        if sms is not None:
+            changed = replace(changed, sms=sms)
+        if smem_optin is not None:
+            changed = replace(changed, smem_optin=smem_optin, smem_per_sm=max(smem_optin, changed.smem_per_sm))
+        return changed
+
+
+def _known(name: str, arch: str, sms: int, optin: int, per_sm: int, threads: int, blocks: int) -> DeviceInfo:
+    return DeviceInfo(
+        name=name,
+        arch=arch,
+        sms=sms,
+        smem_optin=optin,
+        smem_per_sm=per_sm,
+        max_threads_per_sm=threads,
+        max_blocks_per_sm=blocks,
+    )
+
+
+_99K, _100K, _163K, _164K, _227K, _228K = (n * 1024 for n in (99, 100, 163, 164, 227, 228))
+
+# SM counts are those of the product as sold; per-SM limits are the compute capability's
+# (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+KNOWN_DEVICES: Mapping[str, DeviceInfo] = MappingProxyType(
+    {
+        d.name: d
+        for d in (
+            _known("a100", "sm_80", 108, _163K, _164K, 2048, 32),
+            _known("l20", "sm_89", 92, _99K, _100K, 1536, 24),
+            _known("l40s", "sm_89", 142, _99K, _100K, 1536, 24),
+            _known("rtx4090", "sm_89", 128, _99K, _100K, 1536, 24),
+            _known("h100", "sm_90a", 132, _227K, _228K, 2048, 32),
+            _known("h200", "sm_90a", 132, _227K, _228K, 2048, 32),
+            _known("b200", "sm_100a", 148, _227K, _228K, 2048, 32),
+            _known("b300", "sm_103a", 148, _227K, _228K, 2048, 32),
+            _known("gb10", "sm_121a", 48, _99K, _100K, 1536, 24),
+            _known("rtx5090", "sm_120a", 170, _99K, _100K, 1536, 24),
+            _known("rtxpro6000", "sm_120a", 188, _99K, _100K, 1536, 24),
+        )
+    }
+)
+
+# Architectures that every instantiation is compiled for by the tests.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a", "sm_121a")
+
+
+def min_blocks(arch: str) -> int:
+    """Blocks of 1024 threads that an SM of this architecture has thread slots for: what registers are limited to.
+
+    A100 and the Hopper and Blackwell data-centre parts hold 2048 threads an SM, the others 1536.
+    """
+    return 2 if arch.rstrip("abcdefghijklmnopqrstuvwxyz") in ("sm_80", "sm_90", "sm_100", "sm_103") else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelInfo:
+    """What the compiler says of one cubin."""
+
+    registers: int
+    """Per thread."""
+    spill_bytes: int
+    """Spill stores plus spill loads, bytes."""
+    stack_bytes: int
+    static_smem_bytes: int
+    cubin_bytes: int
+    seconds: float = field(default=0.0, compare=False)
+    """Time the compiler took; 0 when the cubin came from the cache."""
