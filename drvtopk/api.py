@@ -108,7 +108,9 @@ class Prepared:
         if values.shape != (problem.rows, problem.width):
             raise InvalidArgument("logits", f"shape {values.shape}", f"({problem.rows}, {problem.width}), as prepared")
         if problem.rows > 1 and values.strides[0] != problem.row_stride:
-            raise InvalidArgument("logits", f"a row stride of {values.strides[0]}", f"{problem.row_stride}, as prepared")
+            raise InvalidArgument(
+                "logits", f"a row stride of {values.strides[0]}", f"{problem.row_stride}, as prepared"
+            )
         _launch(self._inner, values, lengths, out, workspace, stream_handle(stream))
 
 
@@ -185,7 +187,9 @@ def topk(
     if capturing:
         prepared = engine.remembered(problem, route)
         if prepared is None:
-            raise NotPrepared("the stream is capturing and this problem was never run: use prepare() or run it once before")
+            raise NotPrepared(
+                "the stream is capturing and this problem was never run: use prepare() or run it once before"
+            )
         if out is None or (workspace is None and prepared.workspace_bytes):
             raise NotPrepared("the stream is capturing, where nothing may be allocated: give out and workspace")
     else:
@@ -281,11 +285,14 @@ def _topk_numpy(
     rows, width = logits.shape
     if workspace is not None:
         raise InvalidArgument("workspace", type(workspace).__name__, "None with numpy arrays, which are copied")
+    result: npt.NDArray[np.int32]
     if out is None:
-        out = np.empty((rows, k), dtype=np.int32)
+        result = np.empty((rows, k), dtype=np.int32)
     elif not isinstance(out, np.ndarray) or out.dtype != np.int32 or out.shape != (rows, k):
         what = f"{getattr(out, 'dtype', type(out).__name__)} {getattr(out, 'shape', '')}"
         raise InvalidArgument("out", what, f"a numpy array, int32 of shape ({rows}, {k}), as the logits are numpy")
+    else:
+        result = out
     if lengths is not None:
         if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu":
             what = str(getattr(lengths, "dtype", type(lengths).__name__))
@@ -313,5 +320,5 @@ def _topk_numpy(
         driver.stream_synchronize(handle)
         host = np.empty((rows, k), dtype=np.int32)
         driver.copy_to_host(host, indices)
-    out[...] = host
-    return out
+    result[...] = host
+    return result

@@ -98,7 +98,7 @@ class Driver:
         major = self._attribute("COMPUTE_CAPABILITY_MAJOR", device)
         minor = self._attribute("COMPUTE_CAPABILITY_MINOR", device)
         return DeviceInfo(
-            name=name.rstrip("\0"),
+            name=name.split("\0")[0].strip(),
             arch=arch_of(major, minor),
             sms=self._attribute("MULTIPROCESSOR_COUNT", device) if sms is None else sms,
             smem_optin=self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", device),
@@ -189,9 +189,7 @@ class Driver:
         self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str
     ) -> bool:
         """A launch that starts only when its whole grid is resident; False if it never could be (error 720)."""
-        (code,) = self.api.cuLaunchCooperativeKernel(
-            function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params
-        )
+        (code,) = self.api.cuLaunchCooperativeKernel(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params)
         if int(code) == COOPERATIVE_LAUNCH_TOO_LARGE:
             return False
         if int(code) != 0:

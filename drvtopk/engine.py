@@ -9,8 +9,8 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from drvtopk import compiler
 from drvtopk.cache import Cache, default_folder
+from drvtopk.compiler import compile_variant, nvrtc_version
 from drvtopk.driver import Driver, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_occupancy, plan
@@ -46,15 +46,11 @@ class _Launcher:
             0,
         )
 
-    def __call__(
-        self, logits: int, lengths: int, out: int, workspace: int, stream: int, out_stride: int
-    ) -> bool:
+    def __call__(self, logits: int, lengths: int, out: int, workspace: int, stream: int, out_stride: int) -> bool:
         """One driver call. False: a cooperative grid that this context can never hold; nothing was launched."""
         p = self.plan
         with self._lock:
-            _PARAMS.pack_into(
-                self._block, 0, logits, lengths, out, workspace, p.stride, out_stride, *self._tail
-            )
+            _PARAMS.pack_into(self._block, 0, logits, lengths, out, workspace, p.stride, out_stride, *self._tail)
             if p.cooperative:
                 return self._driver.launch_cooperative(
                     self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about
@@ -110,7 +106,9 @@ class Prepared:
         if p.rows == 0:
             return
         if logits % (4 * p.vec_size) or (not logits and p.width):
-            raise InvalidArgument("logits", hex(logits), f"a device address aligned to {4 * p.vec_size} bytes, as planned")
+            raise InvalidArgument(
+                "logits", hex(logits), f"a device address aligned to {4 * p.vec_size} bytes, as planned"
+            )
         if lengths % 4:
             raise InvalidArgument("lengths", hex(lengths), "a device address aligned to 4 bytes, or 0")
         if out % 4 or not out:
@@ -144,8 +142,8 @@ class Engine:
         with self._lock:
             found = self._loaded.get(variant)
             if found is None:
-                compiled = compiler.compile_variant(variant, self.device.arch, cache=self._cache)
-                ours, theirs = compiler.nvrtc_version(), self.driver.driver_version()
+                compiled = compile_variant(variant, self.device.arch, cache=self._cache)
+                ours, theirs = nvrtc_version(), self.driver.driver_version()
                 if ours[0] > theirs[0]:
                     raise CompilerUnavailable(
                         f"NVRTC {ours[0]}.{ours[1]} is newer than the driver, which runs CUDA {theirs[0]}.{theirs[1]}: "

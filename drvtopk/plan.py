@@ -177,7 +177,7 @@ def _candidates(variant: Variant, device: DeviceInfo) -> int:
 
 
 def _chunk(problem: Problem, variant: Variant, device: DeviceInfo) -> int:
-    """Elements one block holds: few rows spread over all SMs, many rows take as few blocks each as shared memory allows."""
+    """Elements one block holds: few rows spread over all SMs, many rows take as few blocks each as memory allows."""
     largest = max(4, (_smem_budget(device) - variant.fixed_smem_bytes) // 4 // 4 * 4)
     blocks_per_sm = max(1, device.max_threads_per_sm // THREADS)
     free = device.sms * blocks_per_sm - (device.sms if blocks_per_sm > 1 else 1)
@@ -263,7 +263,9 @@ def _persistent(
             f"so one block takes each row and none waits; {groups} of {problem.rows} rows in flight"
         )
     else:
-        left = f"{headroom} of {cap} resident blocks left to others" if kept else f"no headroom: {group} of {cap} needed"
+        left = (
+            f"{headroom} of {cap} resident blocks left to others" if kept else f"no headroom: {group} of {cap} needed"
+        )
         why = (
             f"persistent: {group} blocks of {chunk} elements share a row, "
             f"{groups} of {problem.rows} rows in flight; {left}"
@@ -337,9 +339,7 @@ def plan(
     return replace(_filtered(problem, device, occupancy, tuning, f"fallback: {constraint}"), rejected=found)
 
 
-def after_refusal(
-    refused: Plan, problem: Problem, device: DeviceInfo, occupancy: Occupancy, reason: str
-) -> Plan:
+def after_refusal(refused: Plan, problem: Problem, device: DeviceInfo, occupancy: Occupancy, reason: str) -> Plan:
     """The fallback for a cooperative plan that the driver would not launch; `reason` says what it answered."""
     attempt = Rejected(
         route=refused.route,

@@ -1,4 +1,4 @@
-"""The same operation in numpy: what a machine without a GPU answers, and the oracle that every result is held against."""
+"""The same operation in numpy: the answer of a machine without a GPU, and the oracle that results are held against."""
 
 from __future__ import annotations
 

@@ -1,0 +1,102 @@
+"""Compiled kernels on disk: key -> bytes. Many processes may share a folder; a torn or foreign file is a miss."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from drvtopk.errors import CacheWarning
+
+_MAGIC = b"drvtopk1"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def key(fields: Iterable[bytes]) -> str:
+    """SHA-256 over the fields, each framed by its length, so that no two lists of fields share a key by accident."""
+    digest = hashlib.sha256()
+    for field in fields:
+        digest.update(len(field).to_bytes(8, "little"))
+        digest.update(field)
+    return digest.hexdigest()
+
+
+def default_folder() -> Path:
+    """DRVTOPK_CACHE, else the user's cache folder."""
+    named = os.environ.get("DRVTOPK_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "drvtopk"
+
+
+class Cache:
+    """A folder of entries, and what this process has put into it. `folder` None: memory only. Thread-safe."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._memory: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self._warned = False
+
+    def get(self, name: str) -> bytes | None:
+        """The bytes under a key, or None if they were never put, or not whole."""
+        with self._lock:
+            found = self._memory.get(name)
+        if found is not None or self.folder is None:
+            return found
+        try:
+            framed = (self.folder / name).read_bytes()
+        except OSError:
+            return None
+        head = len(_MAGIC) + _DIGEST_BYTES
+        payload = framed[head:]
+        if framed[:head] != _MAGIC + hashlib.sha256(payload).digest():
+            return None
+        with self._lock:
+            self._memory[name] = payload
+        return payload
+
+    def put(self, name: str, payload: bytes) -> None:
+        """Keeps the bytes: written whole to a temporary file, then renamed, so that no reader sees a part."""
+        with self._lock:
+            self._memory[name] = payload
+        if self.folder is None:
+            return
+        temporary = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
+            with os.fdopen(handle, "wb") as file:
+                file.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(self.folder / name)
+        except OSError as error:
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink()
+            with self._lock:
+                warn, self._warned = not self._warned, True
+            if warn:
+                warnings.warn(
+                    f"compiled kernels are kept in memory only: {self.folder} cannot be written ({error})",
+                    CacheWarning,
+                    stacklevel=2,
+                )
+
+    def writable(self) -> bool:
+        """Whether an entry could be written now. Creates the folder if it may."""
+        if self.folder is None:
+            return False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-"):
+                return True
+        except OSError:
+            return False
