@@ -125,9 +125,9 @@ def nvrtc_path() -> str | None:
 
 
 def supported_archs() -> tuple[str, ...]:
-    """The plain targets this NVRTC compiles for: ('sm_75', ...). 'a' variants exist from sm_90 on."""
+    """The plain targets this NVRTC compiles our kernels for: ('sm_80', ...). 'a' variants exist from sm_90 on."""
     code, numbers = _load().nvrtcGetSupportedArchs()
-    return tuple(f"sm_{int(n)}" for n in numbers) if int(code) == 0 else ()
+    return tuple(f"sm_{int(n)}" for n in numbers if int(n) >= 80) if int(code) == 0 else ()
 
 
 def check_arch(arch: str) -> str:

@@ -1,0 +1,52 @@
+"""python -m drvtopk: demo, topk, compile, plan, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from drvtopk import __version__
+from drvtopk.cli import compiling, demo, doctor, planning, selecting
+from drvtopk.errors import InvalidArgument, PlanError, TopKError
+
+BAD_INPUT, FAILED = 2, 1
+
+
+class _UsageError(Exception):
+    """The command line itself is wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage text above it."""
+        raise _UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m drvtopk", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"drvtopk {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    for module in (demo, selecting, compiling, planning, doctor):
+        module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code is 0, 2 for bad input, 1 for anything else that went wrong."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return int(arguments.run(arguments))
+    except (_UsageError, InvalidArgument, PlanError) as error:
+        code, message = BAD_INPUT, str(error)
+    except (TopKError, OSError) as error:
+        code, message = FAILED, str(error)
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    print(f"drvtopk: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

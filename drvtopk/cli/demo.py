@@ -1,0 +1,139 @@
+"""python -m drvtopk demo: the main job on real, sizeable input, checked against the numpy oracle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from drvtopk.api import devices, prepare, primary_context
+from drvtopk.cache import Cache, default_folder
+from drvtopk.cli.compiling import compile_all, instantiations
+from drvtopk.cli.indexer import HEAD_DIM, HEADS, indexer_logits
+from drvtopk.cli.output import add_json, print_json, print_table, whole
+from drvtopk.cli.planning import calculator
+from drvtopk.cli.selecting import NOT_ON_A_DEVICE
+from drvtopk.plan import Plan, Problem, plan
+from drvtopk.reference import faults, topk_reference
+from drvtopk.spec import KNOWN_DEVICES, MAX_K
+
+ROWS, WIDTH, SEED = 16, 131072, 20250929
+LAUNCHES = 20
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="run the main job and check it", description=__doc__)
+    parser.add_argument("--k", type=whole(1, MAX_K), default=1024)
+    parser.add_argument("--seed", type=whole(0, 2**63), default=SEED)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def batch_lengths(k: int) -> npt.NDArray[np.int32]:
+    """Mixed as a server's batch is: empty, as many as there are places, short, medium, and long rows."""
+    mixed = (WIDTH, 0, k - 1, 600, 65536, k, k + 1, 4097, 131000, 8192, 20000, 32769, 100_001, 32768, 50_000, WIDTH)
+    return np.minimum(np.array(mixed, dtype=np.int32), WIDTH)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    k = arguments.k
+    lengths = batch_lengths(k)
+    if not arguments.json:
+        print(f"logits of a lightning indexer: {ROWS} rows x {WIDTH} positions, {HEADS} heads of {HEAD_DIM}, k {k}")
+    logits = indexer_logits(ROWS, WIDTH, seed=arguments.seed)
+    problem = Problem(rows=ROWS, width=WIDTH, k=k)
+    found = devices()
+    if found:
+        document, indices = _on_a_device(problem, logits, lengths, quiet=arguments.json)
+    else:
+        document, indices = _without_a_device(problem, logits, lengths, quiet=arguments.json)
+    wrong = faults(logits, k, lengths, indices)
+    document |= {"rows": ROWS, "width": WIDTH, "k": k, "lengths": lengths.tolist(), "exact": not wrong, "faults": wrong}
+    if arguments.json:
+        print_json(document)
+    elif wrong:
+        print("WRONG:", *wrong, sep="\n  ")
+    else:
+        print(f"exact: all {ROWS} rows hold the k largest, held against the numpy oracle bit for bit")
+    return 1 if wrong else 0
+
+
+def _on_a_device(
+    problem: Problem, logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32], *, quiet: bool
+) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
+    with primary_context():
+        started = time.perf_counter()
+        prepared = prepare(rows=problem.rows, width=problem.width, k=problem.k)
+        seconds = time.perf_counter() - started
+        driver = prepared.engine.driver
+        indices = np.full((problem.rows, problem.k), 0x7B7B7B7B, dtype=np.int32)
+        sizes = (logits.nbytes, lengths.nbytes, indices.nbytes, prepared.workspace_bytes)
+        memory = [driver.mem_alloc(size) for size in sizes]
+        start, stop = driver.event_create(), driver.event_create()
+        times = []
+        try:
+            for address, array in zip(memory, (logits, lengths, indices), strict=False):
+                driver.copy_to_device(address, array)
+            for _ in range(LAUNCHES):
+                driver.event_record(start)
+                prepared.launch(*memory)
+                driver.event_record(stop)
+                times.append(driver.event_elapsed_ms(start, stop) * 1000)
+            driver.copy_to_host(indices, memory[2])
+        finally:
+            driver.event_destroy(start)
+            driver.event_destroy(stop)
+            for address in memory:
+                driver.mem_free(address)
+        made, device = prepared.plan, prepared.engine.device
+    microseconds = float(np.median(times))
+    timed = f"median of {LAUNCHES} single launches between two events, L2 warm"
+    return _report(made, device.name, seconds, microseconds, timed, quiet=quiet), indices
+
+
+def _report(made: Plan, device: str, seconds: float, microseconds: float, timed: str, *, quiet: bool) -> dict[str, Any]:
+    document = {
+        "device": device,
+        "plan": dataclasses.asdict(made),
+        "prepare_seconds": seconds,
+        "microseconds": microseconds,
+        "timed": timed,
+    }
+    if not quiet:
+        print(f"{device}: {made.why}")
+        print(f"prepared (compiled or taken from the cache, loaded, planned) in {seconds:.2f} s")
+        print(f"{microseconds:.1f} us on the device: {timed}")
+    return document
+
+
+def _without_a_device(
+    problem: Problem, logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32], *, quiet: bool
+) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
+    device = KNOWN_DEVICES["h200"]
+    compiled = compile_all(instantiations(), device.arch, Cache(default_folder()))
+    made = plan(problem, device, calculator(device))
+    started = time.perf_counter()
+    indices = topk_reference(logits, problem.k, lengths)
+    seconds = time.perf_counter() - started
+    if not quiet:
+        print(f"compiled {len(compiled)} instantiations for {device.arch}:")
+        print_table(
+            ("instantiation", "registers", "spills", "cubin bytes"),
+            ((one.what, one.info.registers, one.info.spill_bytes, one.info.cubin_bytes) for one in compiled),
+        )
+        print(f"plan for {device.name}: {made.why}")
+        print(f"numpy reference: {seconds * 1000:.0f} ms on this CPU")
+        print(NOT_ON_A_DEVICE)
+    document = {
+        "device": None,
+        "note": NOT_ON_A_DEVICE,
+        "planned_for": device.name,
+        "plan": dataclasses.asdict(made),
+        "reference_seconds": seconds,
+        "instantiations": [{"variant": one.what, "arch": one.arch, **dataclasses.asdict(one.info)} for one in compiled],
+    }
+    return document, indices

@@ -1,0 +1,88 @@
+"""python -m drvtopk doctor: what is here, what is missing, how to get it. Exit code 0: ready to run on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from drvtopk import __version__
+from drvtopk.cache import Cache, default_folder
+from drvtopk.cli.output import add_json, print_json, print_pairs
+from drvtopk.compiler import NVRTC_VARIABLE, nvrtc_path, nvrtc_version, supported_archs
+from drvtopk.driver import load
+from drvtopk.errors import TopKError
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="what is here, and what is missing", description=__doc__)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def examine() -> dict[str, Any]:
+    """Everything the report says, as data; `missing` has a sentence for each thing without which nothing runs."""
+    missing: list[str] = []
+
+    def ask(question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except TopKError as error:
+            if str(error) not in missing:
+                missing.append(str(error))
+            return None
+
+    cache = Cache(default_folder())
+    nvrtc = ask(nvrtc_version)
+    driver = ask(load)
+    devices = ask(driver.devices) if driver is not None else None
+    version = ask(driver.driver_version) if driver is not None else None
+    if nvrtc and version and nvrtc[0] > version[0]:
+        missing.append(
+            f"NVRTC {_dotted(nvrtc)} is newer than the driver, which runs CUDA {_dotted(version)}: install "
+            f"nvidia-cuda-nvrtc-cu{version[0]}, or name its library in {NVRTC_VARIABLE}"
+        )
+    return {
+        "drvtopk": __version__,
+        "python": platform.python_version(),
+        "numpy": _installed("numpy"),
+        "bindings": _installed("cuda-bindings"),
+        "nvrtc": _dotted(nvrtc) if nvrtc else None,
+        "nvrtc_path": ask(nvrtc_path) if nvrtc else None,
+        "nvrtc_variable": os.environ.get(NVRTC_VARIABLE),
+        "archs": list(supported_archs()) if nvrtc else [],
+        "driver": _dotted(version) if version else None,
+        "devices": [dataclasses.asdict(d) for d in devices or []],
+        "cache": str(cache.folder),
+        "cache_writable": cache.writable(),
+        "missing": missing,
+    }
+
+
+def run(arguments: argparse.Namespace) -> int:
+    found = examine()
+    if arguments.json:
+        print_json(found)
+    else:
+        shown = dict(found)
+        shown["archs"] = " ".join(found["archs"]) or None
+        shown["devices"] = ", ".join(f"{d['name']} ({d['arch']}, {d['sms']} SMs)" for d in found["devices"]) or "none"
+        shown["cache"] += "" if shown.pop("cache_writable") else " (cannot be written: kernels stay in memory)"
+        shown["missing"] = "; ".join(found["missing"]) or "nothing"
+        print_pairs((name, "-" if value is None else value) for name, value in shown.items())
+    return 1 if found["missing"] else 0

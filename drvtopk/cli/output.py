@@ -1,0 +1,75 @@
+"""What commands print: one JSON document, or lines and tables for a person; and progress, on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, and nothing else there")
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, default=str))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns aligned: the first to the left, the others to the right."""
+    cells = [list(map(str, headings)), *[[str(c) for c in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
+    for row in cells:
+        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+
+
+def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
+    listed = list(pairs)
+    width = max(len(name) for name, _ in listed)
+    for name, value in listed:
+        print(f"{name.ljust(width)}  {value}")
+
+
+def note(text: str) -> None:
+    """Something a person should know, beside the result."""
+    print(text, file=sys.stderr)
+
+
+def progress(items: Sequence[T], label: str) -> Iterator[T]:
+    """The items, with a bar (tqdm, if it is there) or a counter when a terminal watches."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield from _counted(items, label)
+    else:
+        yield from tqdm(items, desc=label, file=sys.stderr, leave=False)
+
+
+def _counted(items: Iterable[T], label: str) -> Iterator[T]:
+    total = len(items) if isinstance(items, Sized) else "?"
+    for done, item in enumerate(items):
+        print(f"\r{label}: {done}/{total}", end="", file=sys.stderr, flush=True)
+        yield item
+    print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: an integer in low..high, or an error that says so."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"got {text}, allowed is an integer in {low}..{high}")
+        return value
+
+    return parse

@@ -1,0 +1,125 @@
+"""python -m drvtopk plan: what would be launched, and why; with overrides, a calculator."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from drvtopk.api import primary_context
+from drvtopk.cache import Cache, default_folder
+from drvtopk.cli.output import add_json, print_json, print_pairs, whole
+from drvtopk.compiler import compile_variant
+from drvtopk.engine import current_engine
+from drvtopk.errors import DriverUnavailable, InvalidArgument
+from drvtopk.plan import Occupancy, Problem, calculated_occupancy, plan
+from drvtopk.spec import KNOWN_DEVICES, MAX_K, MAX_ROWS, MAX_WIDTH, ROUTES, DeviceInfo, KernelInfo, Variant
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("plan", help="what would be launched, and why", description=__doc__)
+    names = ", ".join(KNOWN_DEVICES)
+    parser.add_argument("--device", default="auto", help=f"auto: the GPU of this machine; or {names}")
+    parser.add_argument("--rows", type=whole(0, MAX_ROWS), required=True)
+    parser.add_argument("--stride", type=whole(0, MAX_WIDTH), required=True, help="elements between rows")
+    parser.add_argument("--width", type=whole(0, MAX_WIDTH), help="columns of a row (default: the stride)")
+    parser.add_argument("--k", type=whole(1, MAX_K), required=True)
+    parser.add_argument("--route", choices=("auto", *ROUTES), default="auto")
+    parser.add_argument("--max-seq-len", type=whole(0, MAX_WIDTH), help="no row is expected longer")
+    parser.add_argument("--offset", type=whole(0, 2**62), default=0, help="base address in floats")
+    parser.add_argument("--sms", type=whole(1, 10**6), help="instead of the device's SM count")
+    parser.add_argument("--smem-optin", type=whole(1, 2**31 - 1), help="bytes a block may opt in to")
+    parser.add_argument("--occupancy", type=whole(0, 64), help="blocks per SM, instead of the kernel's")
+    parser.add_argument("--chunk", type=whole(1, MAX_WIDTH), help="elements a block holds")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def find_device(name: str) -> DeviceInfo:
+    """A device by its short name. Raises InvalidArgument."""
+    if name not in KNOWN_DEVICES:
+        raise InvalidArgument("--device", repr(name), "auto, " + ", ".join(KNOWN_DEVICES))
+    return KNOWN_DEVICES[name]
+
+
+class Asked:
+    """An occupancy, with a record of what it was asked and of the kernels it was asked about, for the report."""
+
+    def __init__(self, occupancy: Occupancy, info: Callable[[Variant], KernelInfo]) -> None:
+        self._occupancy = occupancy
+        self._info = info
+        self.kernels: list[dict[str, Any]] = []
+
+    def __call__(self, variant: Variant, smem_bytes: int) -> int:
+        blocks = self._occupancy(variant, smem_bytes)
+        asked = {"variant": str(variant), "smem_bytes": smem_bytes, "occupancy": blocks}
+        self.kernels.append({**asked, **dataclasses.asdict(self._info(variant))})
+        return blocks
+
+
+def calculator(device: DeviceInfo) -> Asked:
+    """The occupancy of a device that need not be here: compiles what it is asked about, and calculates."""
+    cache = Cache(default_folder())
+
+    def info(variant: Variant) -> KernelInfo:
+        return compile_variant(variant, device.arch, cache=cache).info
+
+    return Asked(lambda variant, smem_bytes: calculated_occupancy(info(variant), device, smem_bytes), info)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    problem = Problem(
+        rows=arguments.rows,
+        width=arguments.stride if arguments.width is None else arguments.width,
+        stride=arguments.stride,
+        k=arguments.k,
+        offset=arguments.offset,
+        max_seq_len=arguments.max_seq_len,
+    )
+    limits = {"sms": arguments.sms, "smem_optin": arguments.smem_optin}
+    if arguments.device == "auto":
+        try:
+            with primary_context():
+                engine = current_engine()
+                asked = Asked(engine.occupancy, engine.kernel_info)
+                return _report(arguments, problem, engine.device.with_limits(**limits), asked, "driver")
+        except DriverUnavailable as error:
+            raise InvalidArgument("--device", f"'auto', and {error}", ", ".join(KNOWN_DEVICES)) from error
+    device = find_device(arguments.device).with_limits(**limits)
+    return _report(arguments, problem, device, calculator(device), "calculated from the cubin")
+
+
+def _report(
+    arguments: argparse.Namespace,
+    problem: Problem,
+    device: DeviceInfo,
+    asked: Asked,
+    source: str,
+) -> int:
+    if arguments.occupancy is not None:
+        source = "given"
+
+    def occupancy(variant: Variant, smem_bytes: int) -> int:
+        if smem_bytes > device.smem_optin:  # an assumed limit, which neither the driver nor a given figure knows
+            return 0
+        return asked(variant, smem_bytes) if arguments.occupancy is None else int(arguments.occupancy)
+
+    made = plan(problem, device, occupancy, route=arguments.route, chunk=arguments.chunk)
+    document = dataclasses.asdict(made)
+    if arguments.json:
+        print_json(
+            {
+                **document,
+                "offset": problem.offset,
+                "occupancy_source": source,
+                "device_info": dataclasses.asdict(device),
+                "kernels": asked.kernels,
+            }
+        )
+    else:
+        hidden = ("why", "tuning", "rejected")
+        print(made.why)
+        print_pairs((name, value) for name, value in document.items() if name not in hidden)
+        print_pairs([("occupancy from", source)])
+    return 0

@@ -1,0 +1,401 @@
+"""Which driver calls are made, in which order, and what a failure at each of them becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drvtopk import api, engine
+from drvtopk import driver as drv
+from drvtopk.cache import Cache
+from drvtopk.driver import Driver
+from drvtopk.engine import PARAMS_BYTES, Engine
+from drvtopk.errors import (
+    CompilerUnavailable,
+    DriverError,
+    DriverUnavailable,
+    InvalidArgument,
+    NotPrepared,
+    PlanError,
+    WorkspaceTooSmall,
+)
+from drvtopk.plan import Problem
+from drvtopk.spec import KernelInfo, Variant
+from tests.fake_driver import FakeDriver
+
+LAUNCHES = ("cuLaunchKernel", "cuLaunchCooperativeKernel")
+LONG = Problem(rows=4, width=1_000_000, k=1024)
+SHORT = Problem(rows=4, width=8192, k=1024)
+ADDRESSES = (1 << 20, 2 << 20, 3 << 20, 4 << 20)  # logits, lengths, out, workspace
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that answers at once, so that these tests are of the driver layer alone."""
+
+    def compile_variant(variant: Variant, arch: str, *, cache: object = None) -> object:
+        info = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=6)
+        return SimpleNamespace(cubin=b"cubin of " + str(variant).encode(), info=info)
+
+    monkeypatch.setattr(engine, "compile_variant", compile_variant)
+    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
+
+
+def make(fake: FakeDriver) -> Engine:
+    driver = Driver(fake)
+    return Engine(driver, driver.context_device(0x77), cache=Cache(None))
+
+
+@pytest.fixture
+def fake() -> FakeDriver:
+    return FakeDriver()
+
+
+def test_the_limit_is_raised_before_occupancy_is_asked_of_the_function_that_is_launched(fake: FakeDriver) -> None:
+    prepared = make(fake).prepare(LONG)
+    prepared.launch(*ADDRESSES)
+    (launch,) = [args for name, args in fake.calls if name in LAUNCHES]
+    function, smem = launch[0], launch[7]
+    asked = [i for i, (name, args) in enumerate(fake.calls) if name.startswith("cuOccupancy") and args[0] == function]
+    raised = [i for i, (name, args) in enumerate(fake.calls) if name == "cuFuncSetAttribute" and args[0] == function]
+    assert asked and raised and raised[0] < asked[0]
+    assert {fake.calls[i][1][2] for i in asked} == {smem}
+    assert prepared.plan.occupancy == 2
+
+
+def test_a_cooperative_grid_is_resident_and_goes_out_cooperatively(fake: FakeDriver) -> None:
+    prepared = make(fake).prepare(LONG)
+    prepared.launch(*ADDRESSES)
+    assert fake.names[-1] == "cuLaunchCooperativeKernel"
+    assert fake.calls[-1][1][1] == prepared.plan.grid <= prepared.plan.resident_cap == 264
+
+
+def test_blocks_that_do_not_wait_go_out_plainly(fake: FakeDriver) -> None:
+    for route in ("auto", "filtered"):
+        prepared = make(fake).prepare(SHORT, route=route)
+        prepared.launch(*ADDRESSES)
+        assert fake.names[-1] == "cuLaunchKernel" and not prepared.plan.cooperative
+
+
+@pytest.mark.parametrize("problem", [LONG, SHORT])
+def test_a_prepared_call_is_one_driver_call(fake: FakeDriver, problem: Problem) -> None:
+    prepared = make(fake).prepare(problem)
+    fake.calls.clear()
+    for _ in range(3):
+        prepared.launch(*ADDRESSES, stream=5)
+    assert len(fake.calls) == 3 and set(fake.names) <= set(LAUNCHES)
+    assert fake.calls[0][1][8] == 5
+
+
+def test_the_parameter_block_is_what_the_kernels_expect(fake: FakeDriver) -> None:
+    assert PARAMS_BYTES == 80
+    seen: list[bytes] = []
+
+    def launch(*args: Any) -> tuple[int]:
+        import ctypes
+
+        pointer = ctypes.cast(args[9], ctypes.POINTER(ctypes.c_void_p))[0]
+        assert pointer is not None
+        seen.append(ctypes.string_at(pointer, PARAMS_BYTES))
+        return (0,)
+
+    fake.replace["cuLaunchCooperativeKernel"] = launch
+    prepared = make(fake).prepare(LONG)
+    prepared.launch(*ADDRESSES, out_stride=2000)
+    p = prepared.plan
+    assert list(np.frombuffer(seen[0], np.uint64, 6)) == [*ADDRESSES, p.stride, 2000]
+    assert list(np.frombuffer(seen[0], np.uint32, 8, 48)) == [4, 10**6, p.group, p.groups, p.chunk, p.candidates, 1, 0]
+
+
+def test_no_rows_launch_nothing(fake: FakeDriver) -> None:
+    for route in ("auto", "filtered"):
+        prepared = make(fake).prepare(Problem(rows=0, width=100_000, k=512), route=route)
+        fake.calls.clear()
+        prepared.launch(0, 0, 0, 0)
+        assert fake.calls == []
+
+
+def test_the_sms_of_a_green_context_are_counted_not_the_die() -> None:
+    fake = FakeDriver(resource_sms=32)
+    plan = make(fake).plan(LONG)
+    assert (plan.sms, plan.resident_cap) == (32, 64)
+    assert plan.grid <= 64
+
+
+def test_720_becomes_the_fallback_and_the_plan_says_so(fake: FakeDriver, caplog: pytest.LogCaptureFixture) -> None:
+    prepared = make(fake).prepare(LONG)
+    fake.fail["cuLaunchCooperativeKernel"] = 720
+    fake.calls.clear()
+    prepared.launch(*ADDRESSES)
+    assert fake.names == ["cuLaunchCooperativeKernel", "cuLaunchKernel"]
+    assert prepared.plan.route == "filtered" and not prepared.plan.cooperative
+    assert "720" in prepared.plan.why and prepared.plan.rejected is not None
+    assert "720" in caplog.text
+    fake.calls.clear()
+    prepared.launch(*ADDRESSES)
+    assert fake.names == ["cuLaunchKernel"], "what was refused once is not tried again"
+
+
+def test_a_plan_that_oversubscribes_is_refused_by_the_driver_and_falls_back(fake: FakeDriver) -> None:
+    here = make(fake)
+    plan = here.plan(LONG)
+    groups = plan.resident_cap // plan.group + 1
+    one_more = dataclasses.replace(plan, groups=groups, grid=groups * plan.group)
+    assert one_more.grid > plan.resident_cap
+    prepared = here.prepare(LONG, plan=one_more)
+    prepared.launch(*ADDRESSES)
+    assert prepared.plan.route == "filtered" and str(one_more.grid) in prepared.plan.why
+
+
+def test_zero_resident_blocks_are_never_rounded_up() -> None:
+    fake = FakeDriver(occupancy=lambda smem: 0)
+    with pytest.raises(PlanError, match="none fits"):
+        make(fake).prepare(LONG)
+    assert not set(fake.names) & set(LAUNCHES)
+
+
+PREPARING = (
+    "cuThreadExchangeStreamCaptureMode",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuFuncLoad",
+    "cuFuncSetAttribute",
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+)
+
+
+@pytest.mark.parametrize("call", PREPARING)
+def test_a_failure_while_preparing_names_the_call_and_launches_nothing(fake: FakeDriver, call: str) -> None:
+    here = make(fake)
+    fake.fail[call] = 999
+    with pytest.raises(DriverError) as caught:
+        here.prepare(LONG)
+    error = caught.value
+    assert (error.call, error.code, error.name) == (call, 999, "CUDA_ERROR_999")
+    assert call in str(error) and "what 999 means" in str(error)
+    assert not set(fake.names) & set(LAUNCHES)
+    fake.fail.clear()
+    here.prepare(LONG).launch(*ADDRESSES)  # nothing half-done stays behind
+    assert fake.names[-1] == "cuLaunchCooperativeKernel"
+
+
+@pytest.mark.parametrize(("problem", "call"), [(LONG, "cuLaunchCooperativeKernel"), (SHORT, "cuLaunchKernel")])
+def test_a_failed_launch_names_our_numbers(fake: FakeDriver, problem: Problem, call: str) -> None:
+    prepared = make(fake).prepare(problem)
+    fake.fail[call] = 701
+    with pytest.raises(DriverError, match=f"{call} returned 701.*grid {prepared.plan.grid}"):
+        prepared.launch(*ADDRESSES)
+
+
+@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGetCount"])
+def test_a_machine_without_a_usable_device_is_named(fake: FakeDriver, call: str) -> None:
+    fake.fail[call] = 100
+    with pytest.raises(DriverUnavailable, match=call):
+        Driver(fake).init()
+
+
+def test_bindings_without_libcuda_raise_a_named_error() -> None:
+    class Missing:
+        def cuInit(self, flags: int) -> tuple[int]:
+            raise RuntimeError("Failure finding libcuda.so\nlong search report")
+
+    with pytest.raises(DriverUnavailable, match=r"no CUDA driver.*libcuda\.so"):
+        Driver(Missing()).init()
+
+
+def test_an_nvrtc_newer_than_the_driver_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "nvrtc_version", lambda: (13, 0))
+    fake = FakeDriver(version=12080)
+    with pytest.raises(CompilerUnavailable, match=r"NVRTC 13\.0 is newer than the driver, which runs CUDA 12\.8"):
+        make(fake).prepare(LONG)
+    assert "cuModuleLoadData" not in fake.names
+
+
+def test_one_engine_asks_the_same_on_the_first_and_the_100th_plan(fake: FakeDriver) -> None:
+    here = make(fake)
+    first = here.plan(LONG)
+    loads = fake.names.count("cuModuleLoadData")
+    for _ in range(99):
+        assert here.plan(LONG) == first
+    assert fake.names.count("cuModuleLoadData") == loads
+
+
+@pytest.mark.parametrize(
+    ("argument", "addresses"),
+    [
+        ("logits", (8, 0, 64, 128)),
+        ("logits", (0, 0, 64, 128)),
+        ("lengths", (16, 2, 64, 128)),
+        ("out", (16, 0, 0, 128)),
+        ("out", (16, 0, 66, 128)),
+        ("workspace", (16, 0, 64, 0)),
+        ("workspace", (16, 0, 64, 64)),
+    ],
+)
+def test_bad_addresses_are_refused_before_anything_is_launched(
+    fake: FakeDriver, argument: str, addresses: tuple[int, int, int, int]
+) -> None:
+    prepared = make(fake).prepare(LONG)
+    with pytest.raises(InvalidArgument) as caught:
+        prepared.launch(*addresses)
+    assert caught.value.argument == argument
+    assert not set(fake.names) & set(LAUNCHES)
+
+
+class Device:
+    """A device array that exists on paper."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        typestr: str = "<f4",
+        *,
+        address: int = 1 << 30,
+        strides: tuple[int, ...] | None = None,
+        readonly: bool = False,
+        stream: int | None = None,
+    ) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": typestr,
+            "data": (address, readonly),
+            "strides": strides,
+            "version": 3,
+            "stream": stream,
+        }
+
+
+@pytest.fixture
+def host(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The API on the fake driver."""
+    here = make(fake)
+    monkeypatch.setattr(drv, "_loaded", here.driver)
+    monkeypatch.setattr(engine, "_engines", {0x77: here})
+    yield here
+
+
+OUT = 2 << 30
+
+
+def test_topk_on_device_arrays_lends_a_workspace_and_launches_on_the_stream(host: Engine, fake: FakeDriver) -> None:
+    out = Device((4, 1024), "<i4", address=OUT)
+    assert api.topk(Device((4, 100_000)), 1024, Device((4,), "<i4", address=3 << 30), out=out, stream=9) is out
+    assert fake.names[-3:] == ["cuMemAllocAsync", "cuLaunchCooperativeKernel", "cuMemFreeAsync"]
+    assert fake.calls[-2][1][8] == 9 and fake.calls[-1][1][1] == 9
+
+
+def test_topk_waits_for_the_stream_that_an_array_names(host: Engine, fake: FakeDriver) -> None:
+    out = Device((4, 8), "<i4", address=OUT)
+    api.topk(Device((4, 100), stream=7), 8, out=out, stream=9)
+    waits = [args for name, args in fake.calls if name == "cuStreamWaitEvent"]
+    assert [args[0] for args in waits] == [9]
+    fake.calls.clear()
+    api.topk(Device((4, 100), stream=7), 8, out=out)
+    assert "cuStreamWaitEvent" not in fake.names and fake.calls[-1][1][8] == 7
+
+
+def test_an_unprepared_call_inside_a_capture_is_refused(host: Engine, fake: FakeDriver) -> None:
+    logits, out = Device((4, 100_000)), Device((4, 8), "<i4", address=OUT)
+    fake.capturing = True
+    with pytest.raises(NotPrepared):
+        api.topk(logits, 8, out=out, stream=9)
+    assert "cuModuleLoadData" not in fake.names
+    fake.capturing = False
+    api.topk(logits, 8, out=out, stream=9)
+    fake.capturing = True
+    with pytest.raises(NotPrepared, match="workspace"):
+        api.topk(logits, 8, out=out, stream=9)
+    fake.calls.clear()
+    api.topk(logits, 8, out=out, stream=9, workspace=Device((1 << 22,), "|u1", address=3 << 30))
+    assert [n for n in fake.names if n.startswith(("cuLaunch", "cuMem", "cuModule", "cuFunc"))] == [
+        "cuLaunchCooperativeKernel"
+    ]
+
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("k", {"k": 0}),
+    ("k", {"k": 4097}),
+    ("k", {"k": 2.5}),
+    ("logits", {"logits": object()}),
+    ("logits", {"logits": Device((4, 100), "<f8")}),
+    ("logits", {"logits": Device((100,))}),
+    ("logits", {"logits": Device((4, 100), strides=(800, 8))}),
+    ("logits", {"logits": Device((4, 100), strides=(-400, 4))}),
+    ("lengths", {"lengths": Device((4,), "<i8")}),
+    ("lengths", {"lengths": Device((5,), "<i4")}),
+    ("lengths", {"lengths": np.zeros(4, np.int32)}),
+    ("lengths", {"lengths": Device((4,), "<i4", strides=(8,))}),
+    ("out", {"out": Device((4, 7), "<i4", address=OUT)}),
+    ("out", {"out": Device((4, 8), "<f4", address=OUT)}),
+    ("out", {"out": Device((4, 8), "<i4", address=OUT, readonly=True)}),
+    ("out", {"out": Device((4, 8), "<i4", address=(1 << 30) + 400)}),
+    ("out", {"out": Device((4, 8), "<i4", address=OUT, strides=(16, 4))}),
+    ("stream", {"stream": "seven"}),
+    ("route", {"route": "fastest"}),
+    ("max_seq_len", {"max_seq_len": -1}),
+]
+
+
+@pytest.mark.parametrize(("argument", "changed"), BAD)
+def test_bad_arguments_are_named_and_nothing_is_launched(
+    host: Engine, fake: FakeDriver, argument: str, changed: dict[str, Any]
+) -> None:
+    arguments = {"logits": Device((4, 100)), "k": 8, "out": Device((4, 8), "<i4", address=OUT), **changed}
+    with pytest.raises(InvalidArgument) as caught:
+        api.topk(**arguments)
+    assert caught.value.argument.removesuffix("_stride") == argument
+    assert not set(fake.names) & set(LAUNCHES)
+
+
+def test_a_workspace_that_is_too_small_says_both_numbers(host: Engine, fake: FakeDriver) -> None:
+    out = Device((4, 8), "<i4", address=OUT)
+    with pytest.raises(WorkspaceTooSmall, match=r"got 1000 bytes, allowed is at least \d+ bytes"):
+        api.topk(Device((4, 100_000)), 8, out=out, workspace=Device((250,), "<i4", address=3 << 30))
+    assert not set(fake.names) & set(LAUNCHES)
+
+
+def test_numpy_arrays_are_copied_in_and_out_and_nothing_stays_allocated(host: Engine, fake: FakeDriver) -> None:
+    result = api.topk(np.zeros((4, 100_000), np.float32), 8, np.array([1, 2, 3, 2**40]))
+    assert result.shape == (4, 8) and result.dtype == np.int32
+    assert fake.names.count("cuMemAlloc") == fake.names.count("cuMemFree") == 4
+    fake.fail["cuLaunchCooperativeKernel"] = 700
+    with pytest.raises(DriverError):
+        api.topk(np.zeros((4, 100_000), np.float32), 8)
+    assert fake.names.count("cuMemAlloc") == fake.names.count("cuMemFree")
+
+
+@pytest.mark.parametrize(
+    ("argument", "arguments"),
+    [
+        ("logits", {"logits": np.zeros((4, 10), np.float64)}),
+        ("logits", {"logits": np.zeros(10, np.float32)}),
+        ("lengths", {"lengths": np.zeros(4, np.float32)}),
+        ("lengths", {"lengths": np.zeros(3, np.int32)}),
+        ("lengths", {"lengths": [1, 2, 3, 4]}),
+        ("out", {"out": np.zeros((4, 8), np.int64)}),
+        ("out", {"out": np.zeros((4, 9), np.int32)}),
+        ("workspace", {"workspace": np.zeros(9)}),
+    ],
+)
+def test_bad_numpy_arguments_are_named(
+    host: Engine, fake: FakeDriver, argument: str, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        api.topk(**{"logits": np.zeros((4, 10), np.float32), "k": 8, **arguments})
+    assert caught.value.argument == argument
+    assert not set(fake.names) & set(LAUNCHES)
+
+
+def test_a_device_result_is_made_when_none_is_given(host: Engine, fake: FakeDriver) -> None:
+    made = api.topk(Device((4, 100)), 8)
+    assert isinstance(made, api.DeviceArray)
+    assert made.__cuda_array_interface__["shape"] == (4, 8)
+    assert made.numpy().shape == (4, 8)
+    frees = fake.names.count("cuMemFree")
+    del made
+    assert fake.names.count("cuMemFree") == frees + 1

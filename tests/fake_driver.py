@@ -1,0 +1,147 @@
+"""A stand-in for cuda.bindings.driver: the same names and return tuples, a transcript, and a failure on request.
+
+It models what the planner must never get wrong: occupancy answers 0 until the shared-memory limit was raised, and a
+cooperative grid above the resident cap is refused with 720.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+Answer = tuple[Any, ...]
+
+
+class Enum:
+    """Any enumerator: its own name."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+class FakeDriver:
+    """Give it to `drvtopk.driver.Driver`. `fail` maps a call's name to the code it shall return, once or always."""
+
+    CUdevice_attribute = Enum()
+    CUfunction_attribute = Enum()
+    CUdevResourceType = Enum()
+    CUstreamCaptureMode = Enum()
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+
+    def __init__(
+        self,
+        *,
+        sms: int = 132,
+        resource_sms: int | None = None,
+        occupancy: Callable[[int], int] = lambda smem: max(0, min(2, 233472 // (smem + 1024))),
+        capturing: bool = False,
+        version: int = 13000,
+    ) -> None:
+        self.sms = sms
+        self.resource_sms = resource_sms
+        self.blocks = occupancy
+        self.capturing = capturing
+        self.version = version
+        self.calls: list[tuple[str, Answer]] = []
+        self.fail: dict[str, int] = {}
+        self.replace: dict[str, Callable[..., Answer]] = {}
+        self.limits: dict[int, int] = {}
+        self._next = 0x1000
+        self.attributes = {
+            "COMPUTE_CAPABILITY_MAJOR": 9,
+            "COMPUTE_CAPABILITY_MINOR": 0,
+            "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 232448,
+            "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 233472,
+            "MAX_THREADS_PER_MULTIPROCESSOR": 2048,
+            "MAX_BLOCKS_PER_MULTIPROCESSOR": 32,
+            "MAX_REGISTERS_PER_MULTIPROCESSOR": 65536,
+            "RESERVED_SHARED_MEMORY_PER_BLOCK": 1024,
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """The transcript's call names, in order."""
+        return [name for name, _ in self.calls]
+
+    def _handle(self) -> int:
+        self._next += 0x1000
+        return self._next
+
+    def __getattr__(self, name: str) -> Callable[..., Answer]:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*args: Any) -> Answer:
+            self.calls.append((name, args))
+            if name in self.fail:
+                return (self.fail[name],)
+            if name in self.replace:
+                return self.replace[name](*args)
+            answer = getattr(type(self), f"_{name}", None)
+            if answer is None:
+                return (0, self._handle()) if name in _MAKERS else (0,)
+            result = answer(self, *args)
+            return result if isinstance(result, tuple) else (0, result)
+
+        return call
+
+    def _cuGetErrorName(self, code: int) -> Answer:
+        return 0, f"CUDA_ERROR_{code}".encode()
+
+    def _cuGetErrorString(self, code: int) -> Answer:
+        return 0, f"what {code} means".encode()
+
+    def _cuDriverGetVersion(self) -> int:
+        return self.version
+
+    def _cuDeviceGetCount(self) -> int:
+        return 1
+
+    def _cuDeviceGetName(self, length: int, device: Any) -> bytes:
+        return b"Fake H200\0\0  "[:length]
+
+    def _cuDeviceGetAttribute(self, attribute: str, device: Any) -> int:
+        name = attribute.removeprefix("CU_DEVICE_ATTRIBUTE_")
+        return self.sms if name == "MULTIPROCESSOR_COUNT" else self.attributes[name]
+
+    def _cuCtxGetCurrent(self) -> int:
+        return 0x77
+
+    def _cuCtxGetId(self, context: Any) -> int:
+        return int(context)
+
+    def _cuCtxGetDevResource(self, context: Any, kind: str) -> Answer:
+        if self.resource_sms is None:
+            return (801,)  # not supported
+        return 0, SimpleNamespace(sm=SimpleNamespace(smCount=self.resource_sms))
+
+    def _cuFuncSetAttribute(self, function: int, attribute: str, value: int) -> Answer:
+        if attribute == "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES":
+            self.limits[function] = value
+        return (0,)
+
+    def _cuOccupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, smem: int) -> int:
+        return self.blocks(smem) if smem <= self.limits.get(function, 48 * 1024) else 0
+
+    def _cuLaunchCooperativeKernel(self, function: int, grid: int, *rest: Any) -> Answer:
+        smem = rest[5]
+        sms = self.resource_sms or self.sms
+        return (720,) if grid > sms * self.blocks(smem) else (0,)
+
+    def _cuStreamIsCapturing(self, stream: int) -> int:
+        return int(self.capturing)
+
+
+_MAKERS = {
+    "cuDeviceGet",
+    "cuCtxGetDevice",
+    "cuDevicePrimaryCtxRetain",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuMemAlloc",
+    "cuMemAllocAsync",
+    "cuEventCreate",
+    "cuStreamCreate",
+    "cuThreadExchangeStreamCaptureMode",
+}

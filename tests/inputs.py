@@ -1,0 +1,86 @@
+"""Named inputs: friendly ones and every kind that broke a kernel of this family. Tests and benchmark share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Make = Callable[[np.random.Generator, int], Floats]
+
+
+def _winners_over_zeros(random: np.random.Generator, n: int) -> Floats:
+    row = np.zeros(n, np.float32)
+    row[random.choice(n, min(n, 100), replace=False)] = random.uniform(1, 2, min(n, 100))
+    return row
+
+
+def _bits(random: np.random.Generator, n: int, base: int, bits: int) -> Floats:
+    """Floats that differ in their lowest bits only."""
+    words: npt.NDArray[np.uint32] = np.uint32(base) + random.integers(0, 1 << bits, n, dtype=np.uint32)
+    return words.view(np.float32)
+
+
+def _nan_payloads(random: np.random.Generator, n: int) -> Floats:
+    row = random.standard_normal(n).astype(np.float32)
+    spoiled = random.random(n) < 0.83
+    payload = random.integers(1, 1 << 22, n, dtype=np.uint32) | np.uint32(0x7F800000)
+    payload |= random.integers(0, 2, n, dtype=np.uint32) << np.uint32(31)
+    return np.where(spoiled, payload.view(np.float32), row)
+
+
+def _mostly_minus_infinity(random: np.random.Generator, n: int) -> Floats:
+    row = np.full(n, -np.inf, np.float32)
+    row[random.choice(n, min(n, 100), replace=False)] = random.standard_normal(min(n, 100))
+    return row
+
+
+def _signed_zeros(random: np.random.Generator, n: int) -> Floats:
+    return np.where(random.random(n) < 0.5, np.float32(-0.0), np.float32(0.0)).astype(np.float32)
+
+
+def _outlier(random: np.random.Generator, n: int) -> Floats:
+    row = random.standard_normal(n).astype(np.float32)
+    row[random.integers(n)] = 1e30
+    return row
+
+
+INPUTS: dict[str, Make] = {
+    "normal": lambda r, n: r.standard_normal(n).astype(np.float32),
+    "uniform": lambda r, n: r.random(n, np.float32),
+    "relu_tail": lambda r, n: np.maximum(r.standard_normal(n) - 1.28, 0).astype(np.float32),
+    "all_equal": lambda r, n: np.full(n, 1.5, np.float32),
+    "winners_over_zeros": _winners_over_zeros,
+    "signed_zeros": _signed_zeros,
+    "narrow_1.245": lambda r, n: r.uniform(1.0, 1.245, n).astype(np.float32),
+    "narrow_1.03": lambda r, n: r.uniform(1.0, 1.03, n).astype(np.float32),
+    "saturates_fp16": lambda r, n: (np.arange(n) + 70000).astype(np.float32),
+    "tiny": lambda r, n: ((np.arange(n) + 70000) * 1e-9).astype(np.float32),
+    "bit_ramp": lambda r, n: (np.uint32(0x3F800000) + np.arange(n, dtype=np.uint32)).view(np.float32),
+    "low_10_bits": lambda r, n: _bits(r, n, 0x3F800000, 10),
+    "low_21_bits": lambda r, n: _bits(r, n, 0xBF800000, 21),
+    "ascending": lambda r, n: np.linspace(-1, 1, n, dtype=np.float32),
+    "descending": lambda r, n: np.linspace(1, -1, n, dtype=np.float32),
+    "two_values": lambda r, n: r.integers(0, 2, n).astype(np.float32),
+    "denormals": lambda r, n: _bits(r, n, 0, 20),
+    "one_outlier": _outlier,
+    "all_minus_infinity": lambda r, n: np.full(n, -np.inf, np.float32),
+    "all_plus_infinity": lambda r, n: np.full(n, np.inf, np.float32),
+    "mostly_minus_infinity": _mostly_minus_infinity,
+    "all_nan": lambda r, n: np.full(n, np.nan, np.float32),
+    "nan_payloads": _nan_payloads,
+    "any_bits": lambda r, n: r.integers(0, 2**32, n, dtype=np.uint32).view(np.float32),
+}
+
+
+def make(name: str, rows: int, width: int, *, seed: int = 0) -> Floats:
+    """float32 (rows, width) of one kind, the same for the same seed."""
+    random = np.random.default_rng([seed, *name.encode()])
+    with np.errstate(invalid="ignore"):
+        return (
+            np.stack([INPUTS[name](random, width) for _ in range(rows)])
+            if rows and width
+            else np.empty((rows, width), np.float32)
+        )
