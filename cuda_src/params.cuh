@@ -19,16 +19,16 @@ struct Params {
   const float* logits;
   const int* lengths;  // null: every row is `width` long
   int* out;
-  void* workspace;     // groups x state of a group (see group.cuh); any contents; null where nothing waits
-  i64 logits_stride;   // elements
-  i64 out_stride;      // elements
+  void* workspace;    // groups x state of a group (see group.cuh); any contents; null where nothing waits
+  i64 logits_stride;  // elements
+  i64 out_stride;     // elements
   u32 rows;
   u32 width;
-  u32 group;           // blocks that share a row
-  u32 groups;          // row r belongs to group r % groups
-  u32 chunk;           // elements of a row that one block of a group holds
-  u32 candidates;      // keys of one bin that a block can keep in shared memory
-  u32 cooperative;     // 1: launched cooperatively, so the blocks of a group may wait for each other
+  u32 group;        // blocks that share a row
+  u32 groups;       // row r belongs to group r % groups
+  u32 chunk;        // elements of a row that one block of a group holds
+  u32 candidates;   // keys of one bin that a block can keep in shared memory
+  u32 cooperative;  // 1: launched cooperatively, so the blocks of a group may wait for each other
   u32 reserved;
 };
 

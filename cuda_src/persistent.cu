@@ -12,7 +12,9 @@ extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS
   Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
   const u32 own = blockIdx.x / p.group;
   Member m{{static_cast<u32*>(p.workspace) + static_cast<i64>(own) * GroupState::words_of(p.group), p.group},
-           blockIdx.x % p.group, 0, kRounds};
+           blockIdx.x % p.group,
+           0,
+           kRounds};
   for (u32 row = own; row < p.rows; row += p.groups) {
     const u32 n = row_length(p, row);
     const float* const from = p.logits + static_cast<i64>(row) * p.logits_stride;

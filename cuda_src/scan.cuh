@@ -8,13 +8,13 @@
 // A block's fixed words in shared memory, behind its bins.
 struct Scratch {
   u32 warp_sums[kWarps];
-  u32 digit;                // the bin that find_bin found,
-  u32 need;                 // how many of its keys are members (at least 1),
-  u32 count;                // and how many it holds
-  u32 above_count;          // staged members above the threshold
-  u32 tie_count;            // keys seen at the threshold
-  u32 candidate_count;      // keys of the threshold bin kept in shared memory
-  u32 above_base, tie_base; // where this block's members go in the row's output
+  u32 digit;                 // the bin that find_bin found,
+  u32 need;                  // how many of its keys are members (at least 1),
+  u32 count;                 // and how many it holds
+  u32 above_count;           // staged members above the threshold
+  u32 tie_count;             // keys seen at the threshold
+  u32 candidate_count;       // keys of the threshold bin kept in shared memory
+  u32 above_base, tie_base;  // where this block's members go in the row's output
 };
 static_assert(sizeof(Scratch) <= DRVTOPK_SCRATCH_BYTES, "spec.SCRATCH_BYTES is too small");
 

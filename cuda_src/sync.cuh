@@ -25,7 +25,9 @@ struct GroupState {
   __device__ __forceinline__ u32* arrivals() const { return words; }
   __device__ __forceinline__ u32* round(u32 r) const { return words + kStateLineWords + r * kRoundWords; }
   // What the leader (rank 0) says to a block, and what the block answers.
-  __device__ __forceinline__ u32* said(u32 rank) const { return words + kStateLineWords + kRounds * kRoundWords + rank; }
+  __device__ __forceinline__ u32* said(u32 rank) const {
+    return words + kStateLineWords + kRounds * kRoundWords + rank;
+  }
   __device__ __forceinline__ u32* echo(u32 rank) const { return said(rank) + group; }
 
   static __device__ __forceinline__ u32 words_of(u32 group) {

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from drvtopk.errors import CacheWarning
 
-_MAGIC = b"drvtopk1"
-_DIGEST_BYTES = hashlib.sha256().digest_size
+CACHE_VARIABLE = "DRVTOPK_CACHE"
+_MAGIC = b"drvtopk2"
+_FRAME_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
 def key(fields: Iterable[bytes]) -> str:
@@ -26,13 +27,22 @@ def key(fields: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def default_folder() -> Path:
-    """DRVTOPK_CACHE, else the user's cache folder."""
-    named = os.environ.get("DRVTOPK_CACHE")
+def default_folder() -> Path | None:
+    """DRVTOPK_CACHE, else the user's cache folder; None for a user who has no home."""
+    named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "drvtopk"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        # The XDG specification has relative paths ignored.
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "drvtopk"
+    except RuntimeError:
+        return None
+
+
+def _frame(name: str, payload: bytes) -> bytes:
+    """What stands before a payload on disk. The digest is over the key too: a renamed entry is a foreign one."""
+    return _MAGIC + hashlib.sha256(name.encode() + b"\0" + payload).digest()
 
 
 class Cache:
@@ -54,9 +64,8 @@ class Cache:
             framed = (self.folder / name).read_bytes()
         except OSError:
             return None
-        head = len(_MAGIC) + _DIGEST_BYTES
-        payload = framed[head:]
-        if framed[:head] != _MAGIC + hashlib.sha256(payload).digest():
+        payload = framed[_FRAME_BYTES:]
+        if framed[:_FRAME_BYTES] != _frame(name, payload):
             return None
         with self._lock:
             self._memory[name] = payload
@@ -73,7 +82,7 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
             with os.fdopen(handle, "wb") as file:
-                file.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
+                file.write(_frame(name, payload) + payload)
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).replace(self.folder / name)

@@ -30,6 +30,9 @@ from drvtopk.spec import KernelInfo, Variant
 _SCHEMA = b"drvtopk cubin 1"
 NVRTC_VARIABLE = "DRVTOPK_NVRTC"
 _GET_IT = "pip install 'nvidia-cuda-nvrtc-cu12>=12.9,<13'"
+# Without this a quoted include that no header in memory answers is looked for in the current folder.
+_CLOSED = ("--no-source-include",)
+_REPORT = ("--ptxas-options=-v",)  # puts registers, spills and shared memory into the log
 
 _lock = threading.Lock()
 _nvrtc: Any = None
@@ -47,14 +50,42 @@ class Compiled:
     from_cache: bool
 
 
-def _mapped_libraries() -> list[str]:
-    """Paths of the NVRTC libraries that this process has loaded (Linux; elsewhere unknown)."""
+def _mapped_libraries() -> list[tuple[int, int, str]]:
+    """(first address, past the last, file) of each piece of an NVRTC in this process (Linux; elsewhere unknown)."""
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
     except OSError:
         return []
-    found = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libnvrtc.so" in line}
-    return sorted(found)
+    found = []
+    for line in maps.splitlines():
+        fields = line.split(maxsplit=5)
+        name = fields[5].rpartition("/")[2] if len(fields) == 6 else ""
+        if name.startswith("libnvrtc") and "builtins" not in name:
+            first, _, past = fields[0].partition("-")
+            found.append((int(first, 16), int(past, 16), fields[5]))
+    return found
+
+
+def _loaded_files() -> list[str]:
+    return sorted({file for _, _, file in _mapped_libraries()})
+
+
+def _file_at(address: int | None) -> str | None:
+    """The NVRTC whose code is at `address`; of an unknown address, the only NVRTC there is."""
+    if address is None:
+        files = _loaded_files()
+        return files[0] if len(files) == 1 else None
+    return next((file for first, past, file in _mapped_libraries() if first <= address < past), None)
+
+
+def _called_address() -> int | None:
+    """Where the bindings' nvrtcVersion is, if they tell (12.9.0 does not)."""
+    try:
+        from cuda.bindings._internal import nvrtc as internal
+
+        return int(internal._inspect_function_pointer("__nvrtcVersion")) or None
+    except (ImportError, AttributeError, KeyError):
+        return None
 
 
 def _wheel_library() -> Path | None:
@@ -70,44 +101,59 @@ def _wheel_library() -> Path | None:
     return None
 
 
-def _version_of(library: ctypes.CDLL) -> tuple[int, int]:
+def _open(path: str, mode: int, source: str) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(path, mode=mode)
+        library.nvrtcVersion.restype = ctypes.c_int
+    except (OSError, AttributeError) as error:
+        raise CompilerUnavailable(f"{source} {path} cannot be loaded as NVRTC ({error}): {_GET_IT}") from error
+    return library
+
+
+def _check_answers(named: str, library: ctypes.CDLL, version: tuple[int, int]) -> None:
+    """CompilerUnavailable unless the library that DRVTOPK_NVRTC names is the one that the bindings call."""
+    ours, called = ctypes.cast(library.nvrtcVersion, ctypes.c_void_p).value, _called_address()
     major, minor = ctypes.c_int(), ctypes.c_int()
     library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return major.value, minor.value
+    own = major.value, minor.value
+    if own != version if called is None else ours != called:
+        others = ", ".join(file for file in _loaded_files() if file != _file_at(ours))
+        answering = _file_at(called) or others or "another library"
+        raise CompilerUnavailable(
+            f"{NVRTC_VARIABLE} names {named} (NVRTC {own[0]}.{own[1]}), but {answering} "
+            f"(NVRTC {version[0]}.{version[1]}) was loaded before and answers: unset the one, or load the other later"
+        )
 
 
 def _load() -> Any:
     """The bindings' nvrtc, with the library pinned that shall answer.
 
-    Which library answers is decided by what is loaded first: the host's, if it already has one; else the one that
-    DRVTOPK_NVRTC names; else that of our own wheel, so that a newer one elsewhere on the path does not slip in.
+    The bindings call what the process's global symbols name, else a loaded libnvrtc.so.13, else .12, else what they
+    find installed. So: the library that DRVTOPK_NVRTC names is put among the global symbols, where it wins or the
+    check says who did; else what the host has loaded stays in charge; else our own wheel's library is loaded first,
+    so that a newer one elsewhere does not slip in, and kept out of the global symbols, where the host might meet it.
     """
     global _nvrtc
     with _lock:
         if _nvrtc is not None:
             return _nvrtc
         named = os.environ.get(NVRTC_VARIABLE)
-        pinned: ctypes.CDLL | None = None
-        if named or (sys.platform == "linux" and not _mapped_libraries()):
-            path = named or _wheel_library()
-            if path is not None:
-                try:
-                    pinned = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-                except OSError as error:
-                    raise CompilerUnavailable(f"NVRTC cannot be loaded from {path}: {error}") from error
+        library = None
+        if named:
+            library = _open(named, ctypes.RTLD_GLOBAL, NVRTC_VARIABLE)
+        elif sys.platform == "linux" and not _mapped_libraries() and (ours := _wheel_library()) is not None:
+            _open(str(ours), ctypes.RTLD_LOCAL, "the installed")
         try:
             from cuda.bindings import nvrtc
 
             code, major, minor = nvrtc.nvrtcVersion()
         except (ImportError, RuntimeError) as error:
-            raise CompilerUnavailable(f"NVRTC is not there ({str(error).splitlines()[0]}): {_GET_IT}") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CompilerUnavailable(f"NVRTC is not there ({reason}): {_GET_IT}") from error
         if int(code) != 0:
             raise CompilerUnavailable(f"NVRTC does not answer (nvrtcVersion returned {int(code)}): {_GET_IT}")
-        if named and pinned is not None and _version_of(pinned) != (major, minor):
-            raise CompilerUnavailable(
-                f"{NVRTC_VARIABLE} names {named} (NVRTC {'.'.join(map(str, _version_of(pinned)))}), but NVRTC "
-                f"{major}.{minor} was loaded before and answers: {', '.join(_mapped_libraries())}"
-            )
+        if named and library is not None:
+            _check_answers(named, library, (int(major), int(minor)))
         _nvrtc = nvrtc
         return nvrtc
 
@@ -119,9 +165,9 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def nvrtc_path() -> str | None:
-    """The file of the NVRTC that answers, where the system tells; several, joined, if more than one is loaded."""
+    """The file of the NVRTC that answers, where the system tells. CompilerUnavailable."""
     _load()
-    return ", ".join(_mapped_libraries()) or None
+    return _file_at(_called_address())
 
 
 def supported_archs() -> tuple[str, ...]:
@@ -134,8 +180,10 @@ def check_arch(arch: str) -> str:
     """`arch` if this NVRTC compiles for it, else InvalidArgument."""
     plain = re.fullmatch(r"(sm_\d+)([af]?)", arch)
     known = supported_archs()
-    if plain is None or plain[1] not in known or (plain[2] and int(plain[1][3:]) < 90):
-        raise InvalidArgument("arch", repr(arch), f"one of {', '.join(known)} (with 'a' from sm_90 on)")
+    since = {"": 80, "a": 90, "f": 100}
+    if plain is None or plain[1] not in known or int(plain[1][3:]) < since[plain[2]]:
+        suffixes = "'a' may follow from sm_90, 'f' from sm_100 on"
+        raise InvalidArgument("arch", repr(arch), f"one of {', '.join(known)} ({suffixes})")
     return arch
 
 
@@ -157,9 +205,9 @@ def definitions(variant: Variant, arch: str) -> dict[str, int]:
 
 
 def options(variant: Variant, arch: str, extra: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The whole command line of one compile."""
+    """The whole command line of one compile; `extra` comes last. Every option is a part of the cache key."""
     defines = tuple(f"-D{name}={value}" for name, value in definitions(variant, arch).items())
-    return (f"--gpu-architecture={arch}", "-std=c++17", "--ptxas-options=-v", *defines, *extra)
+    return (f"--gpu-architecture={arch}", "-std=c++17", *_CLOSED, *_REPORT, *defines, *extra)
 
 
 def compile_variant(
@@ -239,21 +287,18 @@ def _run(what: str, source: bytes, name: str, headers: Mapping[str, bytes], opts
 
 
 def _info(log: str, cubin_bytes: int, seconds: float) -> KernelInfo:
-    """What ptxas says of the one kernel. A log without its figures is an error: a guess would feed the planner."""
-
-    def figure(pattern: str, missing: int | None = None) -> int:
-        found = re.search(pattern, log)
-        if found:
-            return int(found[1])
-        if missing is None:
-            raise CompileError("the compiler's report", (), f"no figure for {pattern!r} in: {log}")
-        return missing
-
+    """What ptxas says of the one kernel and of what it calls. A log without its figures is an error: a guess would
+    feed the planner."""
+    registers = re.findall(r"Used (\d+) registers", log)
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if len(registers) != 1 or not frames:
+        raise CompileError("the compiler's report", (), f"it does not describe one kernel: {log!r}")
+    static = re.search(r"(\d+) bytes smem", log)
     return KernelInfo(
-        registers=figure(r"Used (\d+) registers"),
-        spill_bytes=figure(r"(\d+) bytes spill stores") + figure(r"(\d+) bytes spill loads"),
-        stack_bytes=figure(r"(\d+) bytes stack frame"),
-        static_smem_bytes=figure(r"(\d+) bytes smem", 0),
+        registers=int(registers[0]),
+        spill_bytes=sum(int(stores) + int(loads) for _, stores, loads in frames),
+        stack_bytes=sum(int(stack) for stack, _, _ in frames),
+        static_smem_bytes=int(static[1]) if static else 0,
         cubin_bytes=cubin_bytes,
         seconds=seconds,
     )

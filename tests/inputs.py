@@ -28,7 +28,8 @@ def _nan_payloads(random: np.random.Generator, n: int) -> Floats:
     spoiled = random.random(n) < 0.83
     payload = random.integers(1, 1 << 22, n, dtype=np.uint32) | np.uint32(0x7F800000)
     payload |= random.integers(0, 2, n, dtype=np.uint32) << np.uint32(31)
-    return np.where(spoiled, payload.view(np.float32), row)
+    row[spoiled] = payload.view(np.float32)[spoiled]
+    return row
 
 
 def _mostly_minus_infinity(random: np.random.Generator, n: int) -> Floats:
@@ -38,7 +39,9 @@ def _mostly_minus_infinity(random: np.random.Generator, n: int) -> Floats:
 
 
 def _signed_zeros(random: np.random.Generator, n: int) -> Floats:
-    return np.where(random.random(n) < 0.5, np.float32(-0.0), np.float32(0.0)).astype(np.float32)
+    row = np.zeros(n, np.float32)
+    row[random.random(n) < 0.5] = -0.0
+    return row
 
 
 def _outlier(random: np.random.Generator, n: int) -> Floats:

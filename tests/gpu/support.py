@@ -52,7 +52,7 @@ class Gpu:
                 self.driver.mem_free(address)
 
     def dirty(self, address: int, size: int) -> None:
-        """Fills a workspace with the next kind of dirt: zeros, ones, random words, words of 0, 1 and 2, or leftovers."""
+        """Fills a workspace with the next kind of dirt: zeros, ones, random words, words of 0 to 2, or leftovers."""
         self._dirt += 1
         random = np.random.default_rng(self._dirt)
         kind = self._dirt % 5

@@ -52,10 +52,10 @@ def test_the_known_device_has_this_devices_limits(gpu: Gpu) -> None:
 def test_the_ancestors_deadlock_configuration_ends_and_is_exact(gpu: Gpu, vec: int) -> None:
     """TopK 1024, group sizes up to the resident cap and one past it, where the ancestor waited for ever."""
     variant = Variant(route="persistent", k=1024, vec_size=vec)
-    chunk = 8472
-    cap = gpu.engine.device.sms * gpu.engine.occupancy(variant, variant.fixed_smem_bytes + 4 * chunk)
+    cap = gpu.engine.device.sms * gpu.engine.occupancy(variant, variant.fixed_smem_bytes + 4 * 8472)
     assert cap >= gpu.engine.device.sms
     for group in (2, 5, 93, cap // 2, cap - 1, cap, cap + 1):
+        chunk = 8472 if group > 4 else 20_000  # long enough that the group has to wait
         width = group * chunk - 3
         lengths = np.array([width, 40_000], np.int32)
         offset, stride = layout(width, vec)

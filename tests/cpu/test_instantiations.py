@@ -1,0 +1,97 @@
+"""Every instantiation compiles for every architecture, without spills, in registers that allow its planned occupancy."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from drvtopk import compiler
+from drvtopk.cache import Cache
+from drvtopk.compiler import Compiled, compile_variant
+from drvtopk.plan import Problem, calculated_occupancy, plan
+from drvtopk.spec import (
+    ARCHITECTURES,
+    KNOWN_DEVICES,
+    MAX_K,
+    ROUTES,
+    TOP_KS,
+    VEC_SIZES,
+    DeviceInfo,
+    Tuning,
+    Variant,
+    min_blocks,
+)
+
+VARIANTS = [Variant(route=r, k=k, vec_size=v) for r in ROUTES for k in TOP_KS for v in VEC_SIZES]
+ODD_KS = (1, 500, 513, 3000, MAX_K)
+LONG = 131_072  # columns: a row that a group shares
+
+
+def device_of(arch: str) -> DeviceInfo:
+    """A device of this architecture; sm_86 has the per-SM limits of sm_89, and no product in the table."""
+    known = {d.arch: d for d in KNOWN_DEVICES.values()}
+    return replace(known["sm_89" if arch == "sm_86" else arch], arch=arch)
+
+
+def compile_all(variants: list[Variant], arch: str, cache: Cache) -> list[Compiled]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda v: compile_variant(v, arch, cache=cache), variants))
+
+
+def check(variant: Variant, arch: str, compiled: Compiled) -> None:
+    """No spills, no stack, no static shared memory, one kernel, and as many blocks an SM as the planner counts on."""
+    info, device = compiled.info, device_of(arch)
+    assert (info.spill_bytes, info.stack_bytes, info.static_smem_bytes) == (0, 0, 0), info
+    assert 16 <= info.registers <= 65536 // (1024 * min_blocks(arch)), info
+    assert info.cubin_bytes == len(compiled.cubin) > 1000
+    # A cubin is an ELF file with one code section for each kernel.
+    assert compiled.cubin.startswith(b"\x7fELF")
+    assert set(re.findall(rb"\0\.text\.(\w+)", compiled.cubin)) == {variant.entry.encode()}
+    assert calculated_occupancy(info, device, variant.fixed_smem_bytes) == min_blocks(arch)
+    planned = plan(
+        # A base that is 4, 8 or 16 bytes aligned asks for this vec_size.
+        Problem(rows=4, width=LONG, k=variant.k, offset=variant.vec_size % 4),
+        device,
+        lambda asked, smem: calculated_occupancy(info, device, smem) if asked == variant else 0,
+        route=variant.route,
+        tuning=variant.tuning,
+    )
+    assert planned.variant == variant
+    assert planned.occupancy == min_blocks(arch), planned
+    assert planned.cooperative == (variant.route == "persistent")
+
+
+def test_nvrtc_compiles_for_most_of_the_architectures() -> None:
+    assert len({a.rstrip("af") for a in ARCHITECTURES} & set(compiler.supported_archs())) >= 6
+
+
+def test_every_known_device_is_of_an_architecture_that_is_compiled_here() -> None:
+    assert {d.arch for d in KNOWN_DEVICES.values()} <= set(ARCHITECTURES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_instantiation_compiles_without_spills(arch: str, compiled_before: Cache) -> None:
+    if arch.rstrip("af") not in compiler.supported_archs():
+        pytest.skip(f"NVRTC {compiler.nvrtc_version()} does not know {arch}")
+    for variant, compiled in zip(VARIANTS, compile_all(VARIANTS, arch, compiled_before), strict=True):
+        check(variant, arch, compiled)
+
+
+@pytest.mark.parametrize("k", ODD_KS)
+def test_any_other_k_compiles_on_demand(k: int, compiled_before: Cache) -> None:
+    variants = [Variant(route=route, k=k, vec_size=vec) for route in ROUTES for vec in (1, 4)]
+    for variant, compiled in zip(variants, compile_all(variants, "sm_90a", compiled_before), strict=True):
+        check(variant, "sm_90a", compiled)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_small_thresholds_are_an_instantiation_of_their_own(route: str, compiled_before: Cache) -> None:
+    usual = Variant(route=route, k=512, vec_size=4)
+    small = replace(usual, tuning=Tuning(short_max=64, radix_threshold=128, min_chunk=64, max_candidates=32))
+    one, other = compile_all([usual, small], "sm_90a", compiled_before)
+    assert one.cubin != other.cubin
+    check(small, "sm_90a", other)

@@ -1,0 +1,76 @@
+"""The oracle itself: it must be right, and it must see every kind of wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from drvtopk.errors import InvalidArgument
+from drvtopk.reference import faults, ordered_keys, topk_reference
+from tests.inputs import INPUTS, make
+
+
+def test_keys_order_as_values_do() -> None:
+    values = np.array([np.nan, -np.inf, -1e30, -1.0, -1e-45, 0.0, 1e-45, 1.0, 3e38, np.inf], np.float32)
+    keys = ordered_keys(values).astype(np.int64)
+    assert np.all(np.diff(keys) > 0)
+    assert ordered_keys(np.array([-0.0], np.float32)) == ordered_keys(np.array([0.0], np.float32))
+    nans = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert np.all(ordered_keys(nans) == 0)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_reference_is_exact_by_sorting(name: str) -> None:
+    x = make(name, 3, 700)
+    lengths = np.array([700, 300, 20])
+    found = topk_reference(x, 100, lengths)
+    assert faults(x, 100, lengths, found) == []
+    for row, n in enumerate(lengths):
+        best = np.sort(ordered_keys(x[row, :n]))[::-1][:100]
+        picked = found[row][found[row] >= 0]
+        assert np.array_equal(np.sort(ordered_keys(x[row, picked]))[::-1], best)
+        assert picked.size == min(n, 100)
+
+
+def broken(change: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = make("normal", 2, 500)
+    lengths = np.array([500, 30])
+    out = topk_reference(x, 64, lengths)
+    order = np.argsort(ordered_keys(x[0]))
+    if change == "dropped":
+        out[0, 5] = order[0]
+    elif change == "next best":
+        out[0, np.flatnonzero(out[0] == order[-64])[0]] = order[-65]
+    elif change == "twice":
+        out[0, 5] = out[0, 6]
+    elif change == "past the length":
+        out[1, 3] = 31
+    elif change == "hole":
+        out[0, 63] = -1
+    elif change == "poison":
+        out[1, 30] = 0x7B7B7B7B
+    elif change == "tail index":
+        out[1, 40] = 7
+    return x, lengths, out
+
+
+@pytest.mark.parametrize("change", ["dropped", "next best", "twice", "past the length", "hole", "poison", "tail index"])
+def test_every_kind_of_fault_is_seen(change: str) -> None:
+    x, lengths, out = broken(change)
+    assert len(faults(x, 64, lengths, out)) == 1
+    assert faults(x, 64, lengths, broken("nothing")[2]) == []
+
+
+def test_any_of_equal_values_will_do_and_a_shape_will_not() -> None:
+    x = make("all_equal", 1, 100)
+    assert faults(x, 10, None, np.arange(50, 60, dtype=np.int32)[None]) == []
+    assert "shape" in faults(x, 10, None, np.zeros((1, 9), np.int32))[0]
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(InvalidArgument, match="k: "):
+        topk_reference(np.zeros((1, 2), np.float32), 0)
+    with pytest.raises(InvalidArgument, match="logits: "):
+        topk_reference(np.zeros((1, 2)), 1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="lengths: "):
+        topk_reference(np.zeros((1, 2), np.float32), 1, np.zeros(2, np.int32))
