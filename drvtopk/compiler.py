@@ -171,7 +171,7 @@ def nvrtc_path() -> str | None:
 
 
 def supported_archs() -> tuple[str, ...]:
-    """The plain targets this NVRTC compiles our kernels for: ('sm_80', ...). 'a' variants exist from sm_90 on."""
+    """The plain targets this NVRTC compiles our kernels for: ('sm_80', ...)."""
     code, numbers = _load().nvrtcGetSupportedArchs()
     return tuple(f"sm_{int(n)}" for n in numbers if int(n) >= 80) if int(code) == 0 else ()
 

@@ -1,180 +1,393 @@
-"""The compiler without a GPU: every instantiation for every architecture, closed requests, keys, errors."""
+"""The compiler: a closed request with a complete key, a report that is read right, errors that say what to do."""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import json
+import multiprocessing
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drvtopk import compiler, source
+from drvtopk import compiler, spec
 from drvtopk.cache import Cache
-from drvtopk.cli.compiling import instantiations
-from drvtopk.compiler import compile_source, compile_variant, options, supported_archs
+from drvtopk.compiler import Compiled, check_arch, compile_source, compile_variant, definitions, options
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
-from drvtopk.plan import calculated_occupancy
-from drvtopk.spec import ARCHITECTURES, KNOWN_DEVICES, DeviceInfo, Tuning, Variant, min_blocks
+from drvtopk.source import kernel_sources
+from drvtopk.spec import Tuning, Variant
 
-ODD_KS = (1, 2, 31, 500, 511, 513, 1000, 2051, 3000, 4096)
-REPORT = "Used 1 registers, 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
-SMALL = Tuning(short_max=256, radix_threshold=512, min_chunk=64, max_candidates=64)
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    return Cache(tmp_path_factory.mktemp("cubins"))
+ROOT = Path(__file__).resolve().parents[2]
+VARIANT = Variant(route="filtered", k=512, vec_size=4)
+ARCH = "sm_90a"
+KERNEL = b'#include "number.cuh"\nextern "C" __global__ void stub(int* out) { *out = kNumber + DRVTOPK_K; }\n'
+HEADERS = {"number.cuh": b"constexpr int kNumber = 7;\n"}
 
 
-def device_of(arch: str) -> DeviceInfo:
-    found = [d for d in KNOWN_DEVICES.values() if d.arch == arch]
-    return found[0] if found else dataclasses.replace(KNOWN_DEVICES["l40s"], arch=arch)  # sm_86: same limits
+def compiled_stub(cache: Cache | None = None, **changed: Any) -> Compiled:
+    """A kernel of one line, compiled in milliseconds; `changed` names what is to differ."""
+    request: dict[str, Any] = {
+        "what": "stub",
+        "source": KERNEL,
+        "name": "stub.cu",
+        "headers": HEADERS,
+        "arch": ARCH,
+        "opts": options(VARIANT, changed.get("arch", ARCH)),
+    }
+    return compile_source(**{**request, **changed}, cache=cache)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_instantiation_compiles_without_spills_and_for_its_planned_occupancy(arch: str, folder: Cache) -> None:
-    if arch.rstrip("a") not in supported_archs():
-        pytest.skip(f"this NVRTC does not know {arch}")
-    variants = instantiations()
-    if arch == "sm_90a":
-        variants += instantiations(ks=ODD_KS)
-        variants += [dataclasses.replace(v, tuning=SMALL) for v in instantiations(ks=(512,))]
-    with ThreadPoolExecutor(2) as pool:
-        for variant, made in zip(
-            variants, pool.map(lambda v: compile_variant(v, arch, cache=folder), variants), strict=True
-        ):
-            assert made.info.spill_bytes == made.info.stack_bytes == made.info.static_smem_bytes == 0, (variant, arch)
-            blocks = calculated_occupancy(made.info, device_of(arch), variant.fixed_smem_bytes)
-            assert blocks == min_blocks(arch), (variant, arch, made.info)
+# -- the key -----------------------------------------------------------------------------------------------------------
+
+DIFFERENT: dict[str, dict[str, Any]] = {
+    "a byte of a header": {"headers": {"number.cuh": b"constexpr int kNumber = 8;\n"}},
+    "a byte of a comment": {"headers": {"number.cuh": HEADERS["number.cuh"] + b"// \n"}},
+    "one more header": {"headers": {**HEADERS, "unused.cuh": b""}},
+    "a header's name": {"headers": {**HEADERS, "unused2.cuh": b""}},
+    "a byte of the entry file": {"source": KERNEL.replace(b"+ DRV", b"- DRV")},
+    "the entry file's name": {"name": "other.cu"},
+    "the architecture": {"arch": "sm_80"},
+    "k": {"opts": options(Variant(route="filtered", k=513, vec_size=4), ARCH)},
+    "a threshold": {"opts": options(Variant(route="filtered", k=512, vec_size=4, tuning=Tuning(short_max=9)), ARCH)},
+    "one more option": {"opts": options(VARIANT, ARCH, ("-lineinfo",))},
+    "the order of options": {"opts": options(VARIANT, ARCH)[::-1]},
+}
 
 
-def test_this_nvrtc_knows_most_of_the_architectures() -> None:
-    assert sum(arch.rstrip("a") in supported_archs() for arch in ARCHITECTURES) >= 6
+def test_the_same_request_is_answered_from_the_cache(tmp_path: Path) -> None:
+    first = compiled_stub(Cache(tmp_path))
+    again = compiled_stub(Cache(tmp_path))
+    assert (first.from_cache, again.from_cache) == (False, True)
+    assert (again.cubin, again.info, again.log) == (first.cubin, first.info, first.log)
+    assert first.info.seconds > 0 and again.info.seconds == 0
 
 
-def test_each_cubin_holds_one_kernel_by_its_plain_name(folder: Cache) -> None:
-    for route in ("persistent", "filtered"):
-        cubin = compile_variant(Variant(route=route, k=512, vec_size=4), "sm_90a", cache=folder).cubin
-        assert cubin[:4] == b"\x7fELF"
-        names = {n for n in cubin.split(b"\0") if n.startswith(b".text.")}
-        assert names == {f".text.drvtopk_{route}".encode()}
+def test_each_part_of_a_request_is_in_its_key(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    compiled_stub(cache)
+    for part, changed in DIFFERENT.items():
+        assert not compiled_stub(cache, **changed).from_cache, part
+        assert compiled_stub(cache, **changed).from_cache, part
+    assert len(list(tmp_path.iterdir())) == 1 + len(DIFFERENT)
 
 
-def test_a_second_compile_gives_the_same_bytes_and_a_cached_one_says_so(tmp_path: Path) -> None:
-    variant = Variant(route="filtered", k=512, vec_size=4)
-    first = compile_variant(variant, "sm_90a")
-    again = compile_variant(variant, "sm_90a", cache=Cache(tmp_path))
-    cached = compile_variant(variant, "sm_90a", cache=Cache(tmp_path))
-    assert first.cubin == again.cubin == cached.cubin
-    assert (first.from_cache, again.from_cache, cached.from_cache) == (False, False, True)
-    assert cached.info == first.info and first.info.seconds > 0 and cached.info.seconds == 0
+def test_the_version_that_answers_is_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    compiled_stub(cache)
+    monkeypatch.setattr(compiler, "nvrtc_version", lambda: (12, 99))
+    assert not compiled_stub(cache).from_cache
 
 
-def keys_asked(monkeypatch: pytest.MonkeyPatch, variant: Variant, arch: str, **changed: object) -> str:
-    asked: list[str] = []
+def test_a_changed_header_of_the_kernels_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    assert not compile_variant(VARIANT, ARCH, cache=cache).from_cache
+    assert compile_variant(VARIANT, ARCH, cache=cache).from_cache
+    changed = {name: text + b"\n" * (name == "keys.cuh") for name, text in kernel_sources().items()}
+    monkeypatch.setattr(compiler, "kernel_sources", lambda: changed)
+    assert not compile_variant(VARIANT, ARCH, cache=cache).from_cache
 
-    class Spy(Cache):
-        def get(self, name: str) -> bytes | None:
-            asked.append(name)
-            return None
 
-        def put(self, name: str, payload: bytes) -> None: ...
+def test_a_damaged_entry_is_compiled_anew(tmp_path: Path) -> None:
+    whole = compiled_stub(Cache(tmp_path))
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(entry.read_bytes()[:-1])
+    again = compiled_stub(Cache(tmp_path))
+    assert not again.from_cache
+    assert again.cubin == whole.cubin
+    assert compiled_stub(Cache(tmp_path)).from_cache
 
-    monkeypatch.setattr(
-        compiler,
-        "_run",
-        lambda *a: (b"", REPORT),
+
+def compile_in_process(folder: str, start: Any, results: Any) -> None:
+    start.wait()
+    for k in (7, 9, 11):
+        compiled = compile_variant(Variant(route="filtered", k=k, vec_size=1), ARCH, cache=Cache(Path(folder)))
+        results.put((k, hashlib.sha256(compiled.cubin).hexdigest()))
+
+
+def test_processes_that_compile_into_one_folder_get_the_same_bytes(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    start, results = spawn.Barrier(2), spawn.Queue()
+    running = [spawn.Process(target=compile_in_process, args=(str(tmp_path), start, results)) for _ in range(2)]
+    for process in running:
+        process.start()
+    answers = [results.get(timeout=120) for _ in range(6)]
+    for process in running:
+        process.join()
+        assert process.exitcode == 0
+    assert len(set(answers)) == 3, answers
+    assert len(list(tmp_path.iterdir())) == 3
+    for k, digest in set(answers):
+        kept = compile_variant(Variant(route="filtered", k=k, vec_size=1), ARCH, cache=Cache(tmp_path))
+        assert kept.from_cache
+        assert hashlib.sha256(kept.cubin).hexdigest() == digest
+
+
+# -- the request -------------------------------------------------------------------------------------------------------
+
+
+def test_every_shared_number_goes_in() -> None:
+    variant = Variant(route="persistent", k=513, vec_size=2, tuning=Tuning(short_max=64, radix_threshold=128))
+    assert definitions(variant, "sm_89") == {
+        "DRVTOPK_K": 513,
+        "DRVTOPK_VEC": 2,
+        "DRVTOPK_THREADS": spec.THREADS,
+        "DRVTOPK_MIN_BLOCKS": 1,
+        "DRVTOPK_DIGIT_BITS": spec.DIGIT_BITS,
+        "DRVTOPK_SCRATCH_BYTES": spec.SCRATCH_BYTES,
+        "DRVTOPK_ROUND_WORDS": spec.ROUND_WORDS,
+        "DRVTOPK_ROUNDS": spec.ROUNDS,
+        "DRVTOPK_STATE_LINE": spec.WORKSPACE_ALIGNMENT,
+        "DRVTOPK_SHORT_MAX": 64,
+        "DRVTOPK_RADIX_THRESHOLD": 128,
+    }
+    assert definitions(variant, ARCH)["DRVTOPK_MIN_BLOCKS"] == 2
+    given = options(variant, "sm_89", ("-lineinfo",))
+    assert given[0] == "--gpu-architecture=sm_89"
+    assert given[-1] == "-lineinfo"
+    assert {f"-D{name}={value}" for name, value in definitions(variant, "sm_89").items()} <= set(given)
+
+
+def test_every_number_is_used_by_the_kernels_and_none_is_missing() -> None:
+    text = b"".join(kernel_sources().values()).decode()
+    optional = set(re.findall(r"#\s*ifn?def (DRVTOPK_\w+)", text))
+    assert set(re.findall(r"\bDRVTOPK_\w+", text)) - optional == set(definitions(VARIANT, ARCH))
+
+
+@pytest.fixture
+def strays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current folder full of files that a compile must not see."""
+    monkeypatch.chdir(tmp_path)
+    for name in kernel_sources():
+        (tmp_path / name).write_text("#error this file is a stray\n")
+    (tmp_path / "stray.cuh").write_text("constexpr int kNumber = 8;\n")
+
+
+def test_the_current_folder_is_not_read(strays: None) -> None:
+    compile_variant(VARIANT, ARCH)
+    for include in (b'"stray.cuh"', b"<stray.cuh>", b'"./stray.cuh"', b"<cuda_fp16.h>"):
+        with pytest.raises(CompileError, match="could not open source file"):
+            compiled_stub(source=KERNEL.replace(b'"number.cuh"', include))
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+SPILLING = b"""
+extern "C" __global__ void __launch_bounds__(1024, 2) stub(float* p) {
+  float held[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) held[i] = p[threadIdx.x + i * 1024];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 64; ++i) p[threadIdx.x * 64 + i] = held[i] * held[63 - i] + held[(i * 7) % 64];
+}
+"""
+CALLING = b"""
+__device__ __noinline__ float called(float* p) {
+  volatile float on_the_stack[32];
+  for (int i = 0; i < 32; ++i) on_the_stack[i] = p[i];
+  return on_the_stack[threadIdx.x % 32];
+}
+extern "C" __global__ void stub(float* p) { *p = called(p); }
+"""
+STATIC = b"""
+extern "C" __global__ void stub(float* p) {
+  __shared__ float shared[300];
+  shared[threadIdx.x] = *p;
+  __syncthreads();
+  *p = shared[299 - threadIdx.x];
+}
+"""
+
+
+def test_what_the_compiler_reports_is_read() -> None:
+    plain = compiled_stub().info
+    assert (plain.spill_bytes, plain.stack_bytes, plain.static_smem_bytes) == (0, 0, 0)
+    assert 2 <= plain.registers <= 16
+    spilling = compiled_stub(source=SPILLING).info
+    assert spilling.registers == 32
+    assert spilling.spill_bytes > 100
+    assert spilling.stack_bytes > 50
+    assert compiled_stub(source=CALLING).info.stack_bytes >= 128
+    assert compiled_stub(source=STATIC).info.static_smem_bytes == 1200
+
+
+@pytest.mark.parametrize(
+    "source", [KERNEL + KERNEL.split(b"\n")[1].replace(b"stub", b"another"), b"__device__ int no_kernel;"]
+)
+def test_a_report_of_other_than_one_kernel_is_refused(source: bytes) -> None:
+    with pytest.raises(CompileError, match="does not describe one kernel"):
+        compiled_stub(source=source)
+
+
+def test_a_source_that_does_not_compile_says_where_and_with_what(tmp_path: Path) -> None:
+    with pytest.raises(CompileError) as refused:
+        compiled_stub(Cache(tmp_path), source=KERNEL.replace(b"kNumber", b"kUnknown"))
+    assert 'stub.cu(2): error: identifier "kUnknown" is undefined' in refused.value.log
+    assert refused.value.options == options(VARIANT, ARCH)
+    assert "-DDRVTOPK_K=512" in str(refused.value) and "kUnknown" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_90a", "sm_100a", "sm_100f", "sm_120a"])
+def test_an_architecture_that_is_known(arch: str) -> None:
+    assert check_arch(arch) == arch
+
+
+@pytest.mark.parametrize("arch", ["", "sm_75", "sm_80a", "sm_90f", "sm_999", "sm_90b", "compute_90", "90a", "sm_90a "])
+def test_an_architecture_that_is_not(arch: str) -> None:
+    with pytest.raises(InvalidArgument, match="sm_80, "):
+        compile_variant(VARIANT, arch)
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_compile_the_same_get_the_same_bytes() -> None:
+    cache = Cache(None)
+    with ThreadPoolExecutor(4) as pool:
+        cubins = {one.cubin for one in pool.map(lambda _: compile_variant(VARIANT, ARCH, cache=cache), range(4))}
+    assert len(cubins) == 1
+
+
+def test_other_threads_run_while_one_compiles() -> None:
+    compiled_stub()  # loads the library, which is not what is looked at
+    worker = threading.Thread(target=compile_variant, args=(VARIANT, ARCH))
+    longest, last = 0.0, time.perf_counter()
+    began = last
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    assert longest < (last - began) / 2, f"stood still for {longest:.3f} of {last - began:.3f} s"
+
+
+# -- which NVRTC answers -----------------------------------------------------------------------------------------------
+
+ASK = """
+import ctypes, json, sys
+for path, mode in json.loads(sys.argv[1]):
+    ctypes.CDLL(path, mode=getattr(ctypes, mode))
+from drvtopk import compiler, errors
+try:
+    print(json.dumps({"version": compiler.nvrtc_version(), "path": compiler.nvrtc_path()}))
+except errors.CompilerUnavailable as error:
+    print(json.dumps({"error": str(error)}))
+"""
+linux = pytest.mark.skipif(sys.platform != "linux", reason="which file answers is known on Linux only")
+
+
+def ask(
+    loaded_before: list[tuple[str, str]] | None = None, named: str | None = None, code: str = ASK
+) -> dict[str, Any]:
+    """What a fresh process says of its NVRTC, after its host loaded some libraries."""
+    environment = {name: value for name, value in os.environ.items() if name != compiler.NVRTC_VARIABLE}
+    if named is not None:
+        environment[compiler.NVRTC_VARIABLE] = named
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(loaded_before or [])],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    compile_variant(variant, arch, cache=Spy(None), **changed)  # type: ignore[arg-type]
-    return asked[0]
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
-def test_everything_that_enters_a_compile_enters_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Variant(route="filtered", k=512, vec_size=4)
-    keys = [
-        keys_asked(monkeypatch, base, "sm_90a"),
-        keys_asked(monkeypatch, dataclasses.replace(base, k=513), "sm_90a"),
-        keys_asked(monkeypatch, dataclasses.replace(base, vec_size=2), "sm_90a"),
-        keys_asked(monkeypatch, dataclasses.replace(base, route="persistent"), "sm_90a"),
-        keys_asked(monkeypatch, dataclasses.replace(base, tuning=Tuning(short_max=4096)), "sm_90a"),
-        keys_asked(monkeypatch, dataclasses.replace(base, tuning=Tuning(radix_threshold=9)), "sm_90a"),
-        keys_asked(monkeypatch, base, "sm_80"),
-        keys_asked(monkeypatch, base, "sm_90a", extra=("-DDRVTOPK_WAIT_LIMIT=9",)),
-    ]
-    changed = {**source.kernel_sources()}
-    changed["keys.cuh"] += b"\n"
-    with monkeypatch.context() as patch:
-        patch.setattr(compiler, "kernel_sources", lambda: changed)
-        keys.append(keys_asked(monkeypatch, base, "sm_90a"))
-    with monkeypatch.context() as patch:
-        patch.setattr(compiler, "nvrtc_version", lambda: (99, 1))
-        keys.append(keys_asked(monkeypatch, base, "sm_90a"))
-    assert len(set(keys)) == len(keys)
-    assert keys[0] == keys_asked(monkeypatch, base, "sm_90a")
+@pytest.fixture(scope="module")
+def installed() -> str:
+    library = compiler._wheel_library()
+    assert library is not None, "nvidia-cuda-nvrtc-cu12 is a dependency"
+    return os.path.realpath(library)
 
 
-def test_the_request_is_closed() -> None:
-    for name, text in source.kernel_sources().items():
-        for line in text.decode().splitlines():
-            if line.lstrip().startswith("#include"):
-                assert line.split('"')[1] in source.kernel_sources(), f"{name}: {line}"
+@pytest.fixture(scope="module")
+def another(installed: str) -> Iterator[str]:
+    """A second NVRTC, which no search finds. Removed at once: it is 100 MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield shutil.copy(installed, folder)
 
 
-def test_kernel_files_stay_small() -> None:
-    for name, text in source.kernel_sources().items():
-        assert len(text.splitlines()) < 250, name
+@linux
+def test_our_own_wheel_answers_unless_told_otherwise(installed: str) -> None:
+    assert ask() == {"version": [12, 9], "path": installed}
 
 
-def test_a_compile_error_carries_the_log_and_the_options() -> None:
-    opts = options(Variant(route="filtered", k=1, vec_size=1), "sm_90a")
-    with pytest.raises(CompileError, match="undeclared_thing") as caught:
-        compile_source("broken", b"__global__ void f() { undeclared_thing(); }", "broken.cu", {}, "sm_90a", opts)
-    assert caught.value.options == opts
+@linux
+def test_the_library_that_is_named_answers(another: str) -> None:
+    assert ask(named=another) == {"version": [12, 9], "path": another}
 
 
-@pytest.mark.parametrize("arch", ["", "sm_75", "sm_9000", "90a", "sm_80a", "compute_90", "sm_90b"])
-def test_an_unknown_architecture_is_named_with_what_is_known(arch: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"arch: .* allowed is one of sm_80, "):
-        compile_variant(Variant(route="filtered", k=1, vec_size=1), arch)
+@linux
+@pytest.mark.parametrize("mode", ["RTLD_LOCAL", "RTLD_GLOBAL"])
+def test_the_library_that_the_host_loaded_answers_and_no_other_is_loaded(another: str, mode: str) -> None:
+    code = ASK.replace("compiler.nvrtc_path()", "compiler.nvrtc_path(), 'loaded': compiler._loaded_files()")
+    answer = ask([(another, mode)], code=code)
+    assert answer == {"version": [12, 9], "path": another, "loaded": [another]}
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60
-    )
+@linux
+def test_a_newer_library_that_is_installed_too_does_not_slip_in(installed: str, another: str, tmp_path: Path) -> None:
+    folder = tmp_path / "nvidia" / "cu13" / "lib"  # where the bindings look first
+    folder.mkdir(parents=True)
+    newer = folder / "libnvrtc.so.13"
+    newer.symlink_to(another)
+    code = f"import site; there = site.getsitepackages(); site.getsitepackages = lambda: [{str(tmp_path)!r}, *there]\n{ASK}"
+    unpinned = code.replace("errors\n", "errors\ncompiler._wheel_library = lambda: None\n")
+    if ask(code=unpinned)["path"] != another:
+        pytest.skip("these bindings do not look there")
+    assert ask(code=code)["path"] == installed
 
 
-def test_importing_the_package_imports_no_cuda_library() -> None:
-    done = python("import drvtopk, sys; print([m for m in sys.modules if m.startswith('cuda')])")
-    assert done.stdout.strip() == "[]", done
+@linux
+def test_the_library_that_is_named_wins_over_one_that_the_host_keeps_to_itself(another: str, installed: str) -> None:
+    assert ask([(another, "RTLD_LOCAL")], named=installed) == {"version": [12, 9], "path": installed}
 
 
-def test_the_wheels_nvrtc_is_pinned_and_a_named_one_is_used() -> None:
-    here = compiler.nvrtc_path()
-    assert here is not None
-    code = "from drvtopk import compiler as c; print(c.nvrtc_path())"
-    assert python(code).stdout.strip() == here
-    assert python(code, DRVTOPK_NVRTC=here).stdout.strip() == here
+@linux
+def test_a_named_library_that_does_not_answer_is_an_error_that_names_both(another: str, installed: str) -> None:
+    error = ask([(another, "RTLD_GLOBAL")], named=installed)["error"]
+    assert compiler.NVRTC_VARIABLE in error
+    assert installed in error and another in error
 
 
-def test_a_missing_named_nvrtc_is_a_clear_error() -> None:
-    code = "from drvtopk import compiler as c\ntry: c.nvrtc_version()\nexcept c.CompilerUnavailable as e: print(e)"
-    assert "/nowhere/libnvrtc.so" in python(code, DRVTOPK_NVRTC="/nowhere/libnvrtc.so").stdout
+@pytest.mark.parametrize("named", ["/nowhere/libnvrtc.so.12", str(Path(__file__))])
+def test_a_named_library_that_cannot_be_loaded_is_an_error(named: str) -> None:
+    error = ask(named=named)["error"]
+    assert f"{compiler.NVRTC_VARIABLE} {named}" in error
+    assert "pip install" in error
 
 
-def test_no_nvrtc_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@linux
+def test_a_named_library_that_is_no_nvrtc_is_an_error() -> None:
+    assert "cannot be loaded as NVRTC" in ask(named="libm.so.6")["error"]
+
+
+@pytest.mark.parametrize("missing", ["cuda", "cuda.bindings", "cuda.bindings.nvrtc"])
+def test_without_the_bindings_it_says_how_to_get_them(missing: str) -> None:
+    error = ask(code=f"import sys; sys.modules[{missing!r}] = None\n{ASK}")["error"]
+    assert error.startswith("NVRTC is not there (")
+    assert "pip install 'nvidia-cuda-nvrtc-cu12" in error
+
+
+def test_a_library_that_the_bindings_do_not_find_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import nvrtc
+
+    def missing() -> None:
+        raise RuntimeError("Failure finding libnvrtc.so\nsearched everywhere")
+
     monkeypatch.setattr(compiler, "_nvrtc", None)
-    monkeypatch.setattr(compiler, "_wheel_library", lambda: None)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(CompilerUnavailable, match="pip install 'nvidia-cuda-nvrtc-cu12"):
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
+    with pytest.raises(CompilerUnavailable, match=r"\(Failure finding libnvrtc\.so\): pip install"):
         compiler.nvrtc_version()
-
-
-def test_missing_sources_are_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(source, "_PLACES", (tmp_path,))
-    with pytest.raises(CompilerUnavailable, match="reinstall drvtopk"):
-        source.kernel_sources.__wrapped__()

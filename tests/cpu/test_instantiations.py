@@ -1,4 +1,4 @@
-"""Every instantiation compiles for every architecture, without spills, in registers that allow its planned occupancy."""
+"""Every instantiation compiles for every architecture without spills, in registers that allow the planned occupancy."""
 
 from __future__ import annotations
 

@@ -1,0 +1,355 @@
+// A GPU of `slots` resident blocks in one OS thread: fibers, a scheduler whose every choice is drawn from a seed, and a
+// verdict when nothing can move any more. Reads a request on stdin, writes the results on stdout, complains on stderr.
+#include <sys/mman.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fibers.h"
+#include "shim.h"
+
+using u32 = unsigned;
+using u64 = unsigned long long;
+
+void run_kernel(const void* params);
+
+Index threadIdx, blockIdx;
+
+namespace {
+
+constexpr u32 kThreads = DRVTOPK_THREADS;
+constexpr std::size_t kStack = HARNESS_STACK;
+
+// What the runner sends, then: logits, lengths, workspace (bytes as counted here).
+struct Request {
+  u64 seed, logits_bytes, lengths_bytes, out_bytes, workspace_bytes, logits_stride, out_stride;
+  u32 offset, grid, slots, smem_bytes, weak, rows, width, group, groups, chunk, candidates, cooperative;
+};
+static_assert(sizeof(Request) == 7 * 8 + 12 * 4, "the runner packs this");
+
+struct Params {
+  const float* logits;
+  const int* lengths;
+  int* out;
+  void* workspace;
+  u64 logits_stride, out_stride;
+  u32 rows, width, group, groups, chunk, candidates, cooperative, reserved;
+};
+static_assert(sizeof(Params) == 80, "params.cuh");
+
+enum Status { kDone = 0, kDeadlock = 3, kFault = 4 };
+
+struct Random {  // splitmix64
+  u64 state;
+  u64 next() {
+    u64 z = state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+  }
+  u32 below(u32 n) { return static_cast<u32>((next() >> 32) * n >> 32); }
+};
+
+enum State : unsigned char { kReady, kBarrier, kExchange, kExited };
+
+struct Fiber {
+  Context context;
+  State state;
+  const char* file;  // where it waits
+  int line;
+  const u32* looked_at;  // the last word it polled, and what it saw
+  u32 saw;
+};
+
+struct Warp {
+  u32 given[2][32];  // a lane may begin the next exchange before the others have read this one
+  u32 arrived, turn;
+  const char* file;
+  int line;
+};
+
+struct Block {
+  bool resident = false;
+  u32 index = 0;
+  u32 waiting = 0, exited = 0, interval = 0, stall = 0;
+  std::vector<Fiber> fibers{kThreads};
+  std::vector<u32> ready;
+  Warp warps[kThreads / 32];
+  std::vector<unsigned char> shared;
+  unsigned char* stacks = nullptr;
+};
+
+Request request;
+Params params;
+Random choice;
+std::vector<Block> slots;
+Block* block;  // the running one
+u32 self;      // the running thread of it
+Context scheduler;
+u64 idle;   // turns of blocks since anything changed that somebody could wait for
+u32 steps;  // left of the running block's turn
+
+[[noreturn]] void fail(Status status, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  std::vfprintf(stderr, format, arguments);
+  std::fputc('\n', stderr);
+  std::fflush(stderr);
+  std::_Exit(status);
+}
+
+const char* name(const char* path) {
+  const char* slash = std::strrchr(path, '/');
+  return slash ? slash + 1 : path;
+}
+
+void leave() { Context::change(block->fibers[self].context, scheduler); }
+
+void wake(u32 thread) {
+  block->fibers[thread].state = kReady;
+  block->ready.push_back(thread);
+}
+
+void wait(State state, const char* file, int line) {
+  Fiber& fiber = block->fibers[self];
+  fiber.state = state, fiber.file = file, fiber.line = line;
+  leave();
+}
+
+// Lets others run and comes back.
+void yield() {
+  wake(self);
+  leave();
+}
+
+void fiber_entry() {
+  run_kernel(&params);
+  idle = 0;
+  block->fibers[self].state = kExited;
+  ++block->exited;
+  leave();
+}
+
+void begin(Block& b, u32 index) {
+  b.resident = true, b.index = index;
+  b.waiting = b.exited = b.interval = b.stall = 0;
+  b.shared.assign(request.smem_bytes, 0xA5);
+  if (!b.stacks) {
+    void* memory = mmap(nullptr, kStack * kThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail(kFault, "no memory for %u stacks", kThreads);
+    b.stacks = static_cast<unsigned char*>(memory);
+  }
+  b.ready.clear();
+  for (Warp& warp : b.warps) warp.arrived = warp.turn = 0;
+  for (u32 t = 0; t < kThreads; ++t) {
+    b.fibers[t].state = kReady, b.fibers[t].looked_at = nullptr;
+    b.fibers[t].context.begin(b.stacks + t * kStack, kStack, fiber_entry);
+    b.ready.push_back(t);
+  }
+}
+
+// Runs some fibers of one block, in an order drawn anew each time.
+void run(Block& b) {
+  static const u32 kSteps[] = {1, 8, 64, 1024, 16384};
+  steps = kSteps[choice.below(5)];
+  ++idle;
+  block = &b;
+  blockIdx.x = b.index;
+  while (steps && !b.stall && !b.ready.empty()) {
+    --steps;
+    const u32 at = choice.below(static_cast<u32>(b.ready.size()));
+    self = b.ready[at];
+    b.ready[at] = b.ready.back();
+    b.ready.pop_back();
+    threadIdx.x = self;
+    Context::change(scheduler, b.fibers[self].context);
+  }
+}
+
+// One line a block: what its threads wait for. The runner gives workspace words their names.
+void describe() {
+  for (Block& b : slots) {
+    if (!b.resident) continue;
+    std::fprintf(stderr, "block %u interval %u", b.index, b.interval);
+    std::string said;
+    for (u32 t = 0; t < kThreads; ++t) {
+      const Fiber& f = b.fibers[t];
+      char text[160];
+      if (f.state == kExited) {
+        std::snprintf(text, sizeof text, "exited");
+      } else if (f.state == kReady) {
+        if (f.looked_at)
+          std::snprintf(text, sizeof text, "polls word %lld which is %u",
+                        static_cast<long long>(f.looked_at - static_cast<const u32*>(params.workspace)), f.saw);
+        else
+          std::snprintf(text, sizeof text, "ready");
+      } else {
+        std::snprintf(text, sizeof text, "waits at %s:%d", name(f.file), f.line);
+      }
+      if (said != text) std::fprintf(stderr, "; thread %u on %s", t, text), said = text;
+    }
+    std::fputc('\n', stderr);
+  }
+}
+
+}  // namespace
+
+namespace machine {
+
+unsigned char* shared_memory() { return block->shared.data(); }
+
+void check_logits(const void* from, unsigned bytes) {
+  const u64 at = static_cast<const float*>(from) - params.logits;
+  const u64 row = params.logits_stride ? at / params.logits_stride : 0, column = at - row * params.logits_stride;
+  const int given = params.lengths && row < params.rows ? params.lengths[row] : static_cast<int>(params.width);
+  const u64 n = given <= 0 ? 0 : std::min<u64>(given, params.width);
+  if (row >= params.rows || column + bytes / 4 > n || reinterpret_cast<std::uintptr_t>(from) % bytes)
+    fail(kFault, "block %u thread %u reads %u bytes at column %llu of row %llu, which is %llu long", block->index, self,
+         bytes, column, row, n);
+}
+
+void barrier(const char* file, int line) {
+  idle = 0;
+  if (++block->waiting < kThreads) {
+    wait(kBarrier, file, line);
+    return;
+  }
+  block->waiting = 0;
+  ++block->interval;
+  for (u32 t = 0; t < kThreads; ++t) {
+    if (t != self) wake(t);
+  }
+  yield();
+}
+
+const unsigned* exchange(unsigned value, const char* file, int line) {
+  idle = 0;
+  Warp& warp = block->warps[self / 32];
+  const u32 turn = warp.turn;
+  unsigned* given = warp.given[turn & 1];
+  given[self % 32] = value;
+  if (warp.arrived && (warp.line != line || warp.file != file))
+    fail(kFault, "block %u warp %u is at %s:%d and at %s:%d", block->index, self / 32, name(file), line, name(warp.file), warp.line);
+  warp.file = file, warp.line = line;
+  if (++warp.arrived < 32) {
+    wait(kExchange, file, line);
+    return given;
+  }
+  warp.arrived = 0;
+  ++warp.turn;
+  for (u32 t = self / 32 * 32; t < self / 32 * 32 + 32; ++t) {
+    if (t != self) wake(t);
+  }
+  return given;
+}
+
+unsigned shared_add(unsigned* word, unsigned value) {
+  const unsigned old = *word;
+  *word += value;
+  return old;
+}
+
+}  // namespace machine
+
+namespace ptx {
+
+void before_publish() {
+  if (choice.below(4) == 0) block->stall = choice.below(200);
+  yield();
+}
+
+u32 load_acquire(const u32* p) {
+  yield();
+  block->fibers[self].looked_at = p;
+  return block->fibers[self].saw = *p;
+}
+u32 load_relaxed(const u32* p) {
+  yield();
+  return *p;
+}
+void store_release(u32* p, u32 v) {
+  before_publish();
+  idle = 0;
+  *p = v;
+}
+void store_relaxed(u32* p, u32 v) {
+  yield();
+  idle = 0;
+  *p = v;
+}
+void add_relaxed(u32* p, u32 v) {
+  yield();
+  idle = 0;
+  *p += v;
+}
+void add_release(u32* p, u32 v) {
+  before_publish();
+  idle = 0;
+  *p += v;
+}
+u32 fetch_add_relaxed(u32* p, u32 v) {
+  yield();
+  idle = 0;
+  return (*p += v) - v;
+}
+void pause() {
+  steps -= min(steps, 64u);
+  yield();
+}
+
+}  // namespace ptx
+
+namespace {
+
+std::vector<unsigned char> read(u64 bytes) {
+  std::vector<unsigned char> data(bytes);
+  if (std::fread(data.data(), 1, bytes, stdin) != bytes) fail(kFault, "the request is cut off");
+  return data;
+}
+
+void simulate() {
+  u32 started = 0, finished = 0;
+  slots.resize(std::min(request.slots, request.grid));
+  while (finished < request.grid) {
+    Block& b = slots[choice.below(static_cast<u32>(slots.size()))];
+    if (!b.resident) {
+      if (started < request.grid) begin(b, started++), idle = 0;
+      continue;
+    }
+    if (b.stall) {
+      --b.stall;
+      continue;
+    }
+    run(b);
+    if (b.exited == kThreads) b.resident = false, ++finished;
+    if (idle > 300 * slots.size()) {
+      describe();
+      fail(kDeadlock, "deadlock: %u of %u blocks finished, %u never started, %zu slots", finished, request.grid,
+           request.grid - started, slots.size());
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  const auto header = read(sizeof request);
+  std::memcpy(&request, header.data(), sizeof request);
+  const auto logits = read(request.logits_bytes), lengths = read(request.lengths_bytes);
+  auto workspace = read(request.workspace_bytes);
+  std::vector<unsigned char> out(request.out_bytes, 0x7B);
+  params = {reinterpret_cast<const float*>(logits.data()) + request.offset,
+            request.lengths_bytes ? reinterpret_cast<const int*>(lengths.data()) : nullptr,
+            reinterpret_cast<int*>(out.data()), workspace.data(), request.logits_stride, request.out_stride, request.rows,
+            request.width, request.group, request.groups, request.chunk, request.candidates, request.cooperative, 0};
+  choice.state = request.seed;
+  simulate();
+  std::fwrite(out.data(), 1, out.size(), stdout);
+  std::fwrite(workspace.data(), 1, workspace.size(), stdout);
+  return kDone;
+}

@@ -1,0 +1,18 @@
+// Stands in for cuda_src/ptx.cuh: the same functions, kept by memory.h and machine.cpp.
+#pragma once
+#include "params.cuh"
+
+namespace ptx {
+
+u32 load_acquire(const u32* p);
+u32 load_relaxed(const u32* p);
+void store_release(u32* p, u32 v);
+void store_relaxed(u32* p, u32 v);
+void add_relaxed(u32* p, u32 v);
+void add_release(u32* p, u32 v);
+u32 fetch_add_relaxed(u32* p, u32 v);
+void pause();
+
+inline u32 lanes_below() { return (1u << threadIdx.x % 32) - 1; }
+
+}  // namespace ptx

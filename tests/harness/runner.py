@@ -1,0 +1,176 @@
+"""Runs a Plan's own kernel on the CPU: builds the variant, sends the arrays, gives back the answer or the complaint."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from drvtopk import spec
+from drvtopk.plan import Plan
+from drvtopk.source import kernel_sources
+from drvtopk.spec import Variant
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Words = npt.NDArray[np.uint32]
+
+HERE = Path(__file__).parent
+BUILDS = Path(tempfile.gettempdir()) / f"drvtopk-harness-{os.getuid()}"
+_DYNAMIC = b"extern __shared__ __align__(16) unsigned char dynamic[];"
+_HERE_DYNAMIC = b"unsigned char* const dynamic = machine::shared_memory();"
+_STATUS = {0: "done", 3: "deadlock", 4: "fault"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How one simulated launch ended."""
+
+    status: str
+    """"done", "deadlock", "fault" (a checked rule was broken), "crash" (a signal or a sanitizer) or "timeout"."""
+    out: Ints
+    """(rows, k); empty unless done."""
+    workspace: Words
+    """What the launch left there; empty unless done."""
+    report: str
+
+
+def defines(variant: Variant) -> list[str]:
+    """The -D values of a variant, as the compiler of the real kernels gets them."""
+    t = variant.tuning
+    numbers = {
+        "K": variant.k,
+        "VEC": variant.vec_size,
+        "THREADS": spec.THREADS,
+        "MIN_BLOCKS": 1,
+        "DIGIT_BITS": spec.DIGIT_BITS,
+        "SCRATCH_BYTES": spec.SCRATCH_BYTES,
+        "ROUND_WORDS": spec.ROUND_WORDS,
+        "ROUNDS": spec.ROUNDS,
+        "STATE_LINE": spec.WORKSPACE_ALIGNMENT,
+        "SHORT_MAX": t.short_max,
+        "RADIX_THRESHOLD": t.radix_threshold,
+    }
+    return [f"-DDRVTOPK_{name}={value}" for name, value in numbers.items()]
+
+
+def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanitize: bool = False) -> Path:
+    """The program that runs this variant, compiled unless the same one is there already."""
+    files = dict(kernel_sources() if sources is None else sources)
+    files.update({path.name: path.read_bytes() for path in HERE.iterdir() if path.suffix in (".h", ".cuh", ".cpp")})
+    entry = f"{variant.route}.cu"
+    if files[entry].count(_DYNAMIC) != 1:
+        raise ValueError(f"{entry} declares its dynamic shared memory in another way than {_DYNAMIC.decode()}")
+    files[entry] = files[entry].replace(_DYNAMIC, _HERE_DYNAMIC)
+    compiler = os.environ.get("CXX", "g++")
+    flags = ["-std=c++17", "-g", "-O1" if sanitize else "-O2", "-Wall", "-Wno-unknown-pragmas", *defines(variant)]
+    flags += [f'-DHARNESS_ENTRY_FILE="{entry}"', f"-DHARNESS_ENTRY={variant.entry}"]
+    flags += [f"-DHARNESS_STACK={65536 if sanitize else 16384}"]
+    if sanitize:
+        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    digest = hashlib.sha256(repr((compiler, flags, sorted(files.items()))).encode()).hexdigest()[:24]
+    program = BUILDS / f"{digest}.run"
+    if not program.exists():
+        BUILDS.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILDS) as folder:
+            for file, text in files.items():
+                (Path(folder) / file).write_bytes(text)
+            command = [compiler, *flags, "kernel.cpp", "machine.cpp", "-o", "program"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+            (Path(folder) / "program").replace(program)
+    return program
+
+
+def simulate(
+    plan: Plan,
+    logits: Floats,
+    lengths: Ints | None = None,
+    *,
+    workspace: Words | None = None,
+    slots: int | None = None,
+    seed: int = 0,
+    offset: int = 0,
+    weak: bool = True,
+    sources: Mapping[str, bytes] | None = None,
+    sanitize: bool = False,
+    timeout: float = 60,
+) -> Run:
+    """One launch of `plan` on float32 (rows, width), its rows `plan.stride` apart, on a GPU of `slots` resident blocks.
+
+    `workspace` (uint32, plan.workspace_bytes long; zeros unless given) is what the launch finds there. The same seed
+    makes the same run. Rows stand `offset` elements past an aligned address, with canaries between and before them.
+    """
+    rows, width = logits.shape
+    if not rows:
+        return Run(status="done", out=np.empty((0, plan.k), np.int32), workspace=np.empty(0, np.uint32), report="")
+    flat = np.full(offset + (rows - 1) * plan.stride + width, 3e38, np.float32)
+    for row in range(rows):
+        flat[offset + row * plan.stride :][:width] = logits[row]
+    if workspace is None:
+        workspace = np.zeros(plan.workspace_bytes // 4, np.uint32)
+    header = struct.pack(
+        "<7Q12I",
+        seed,
+        flat.nbytes,
+        0 if lengths is None else 4 * rows,
+        4 * rows * plan.k,
+        plan.workspace_bytes,
+        plan.stride,
+        plan.k,
+        offset,
+        plan.grid,
+        plan.resident_cap if slots is None else slots,
+        plan.smem_bytes,
+        weak,
+        rows,
+        width,
+        plan.group,
+        plan.groups,
+        plan.chunk,
+        plan.candidates,
+        plan.cooperative,
+    )
+    body = [flat.tobytes(), b"" if lengths is None else lengths.astype(np.int32).tobytes(), workspace.tobytes()]
+    program = build(plan.variant, sources=sources, sanitize=sanitize)
+    try:
+        done = subprocess.run([program], input=b"".join([header, *body]), capture_output=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Run(status="timeout", out=np.empty(0, np.int32), workspace=np.empty(0, np.uint32), report="")
+    status = _STATUS.get(done.returncode, "crash")
+    found = np.frombuffer(done.stdout, np.int32) if status == "done" else np.empty(0, np.int32)
+    cut = rows * plan.k if status == "done" else 0
+    return Run(
+        status=status,
+        out=found[:cut].reshape(-1, plan.k),
+        workspace=found[cut:].view(np.uint32),
+        report=_named(done.stderr.decode(errors="replace"), plan),
+    )
+
+
+def _named(report: str, plan: Plan) -> str:
+    """The machine's report with the workspace's words by their names in cuda_src/sync.cuh."""
+    line = spec.WORKSPACE_ALIGNMENT // 4
+    per_group = spec.group_state_bytes(plan.group) // 4
+
+    def name(match: re.Match[str]) -> str:
+        group, word = divmod(int(match[1]), per_group)
+        if word < line:
+            return f"arrivals of group {group}"
+        word -= line + spec.ROUNDS * spec.ROUND_WORDS
+        if word < 0:
+            return f"a round's word of group {group}"
+        which, rank = divmod(word, plan.group)
+        return f"{('said', 'echo')[which]}({rank}) of group {group}"
+
+    return re.sub(r"word (\d+)", name, report)
