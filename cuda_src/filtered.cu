@@ -1,6 +1,6 @@
 // drvtopk_filtered<TopK, VecSize>: the fallback. One block per row, waits for nobody, exact for every input, with as much
 // or as little shared memory as there is.
-// Grid: rows. Dynamic shared memory: Shared<K> up to `rest`, then `candidates` pairs (none is allowed).
+// Grid: one block a row, or fewer that take rows in turn (a budget of SMs). Dynamic shared memory: Shared<K> up to `rest`, then `candidates` pairs (none is allowed).
 #include "row_alone.cuh"
 
 extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS)
@@ -8,7 +8,9 @@ extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS
   constexpr int K = DRVTOPK_K, Vec = DRVTOPK_VEC;
   extern __shared__ __align__(16) unsigned char dynamic[];
   Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
-  const u32 row = blockIdx.x;
-  row_alone<K, Vec>(p.logits + static_cast<i64>(row) * p.logits_stride, row_length(p, row), p.candidates,
-                    p.out + static_cast<i64>(row) * p.out_stride, sh);
+#pragma unroll 1
+  for (u32 row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    row_alone<K, Vec>(p.logits + static_cast<i64>(row) * p.logits_stride, row_length(p, row), p.candidates,
+                      p.out + static_cast<i64>(row) * p.out_stride, sh);
+  }
 }

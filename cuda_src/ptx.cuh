@@ -53,4 +53,13 @@ __device__ __forceinline__ u32 lanes_below() {
 // Lets the SM's other warps run between two looks at a flag.
 __device__ __forceinline__ void pause() { asm volatile("nanosleep.u32 20;"); }
 
+#ifdef DRVTOPK_WAIT_LIMIT
+// The debug build's end of a wait that took too long: one line, and the launch fails with an error.
+__device__ __noinline__ void give_up(u32 what, u32 wanted, u32 seen) {
+  const char* const names[] = {"hello", "again", "go", "barrier"};
+  printf("drvtopk: block %u gave up waiting (%s): wanted %u, saw %u\n", blockIdx.x, names[what], wanted, seen);
+  __trap();
+}
+#endif
+
 }  // namespace ptx

@@ -4,12 +4,15 @@
 #pragma once
 #include "ptx.cuh"
 
-// Every wait of every kernel is this loop. A debug build bounds it and reports instead of hanging.
+enum class Wait : u32 { kHello, kAgain, kGo, kBarrier };
+
+// Every wait of every kernel is this loop: until seen() is wanted. A debug build bounds it: it says what it waits for
+// and ends the launch with an error, so that a hang becomes a message.
 template <class Done>
-__device__ __forceinline__ void wait_until(Done done) {
+__device__ __forceinline__ void wait_until(Wait what, const u32* word, u32 wanted, Done done) {
 #ifdef DRVTOPK_WAIT_LIMIT
   for (u32 looks = 0; !done(); ++looks) {
-    if (looks == DRVTOPK_WAIT_LIMIT) wait_failed();
+    if (looks == DRVTOPK_WAIT_LIMIT) ptx::give_up(static_cast<u32>(what), wanted, ptx::load_relaxed(word));
     ptx::pause();
   }
 #else
@@ -59,12 +62,12 @@ __device__ __forceinline__ void meet_finish(const GroupState& g, u32 rank) {
   if (rank == 0) {
 #pragma unroll 1
     for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) {
-      wait_until([&] { return ptx::load_acquire(g.echo(r)) == kHello; });
+      wait_until(Wait::kHello, g.echo(r), kHello, [&] { return ptx::load_relaxed(g.echo(r)) == kHello; });
       ptx::store_relaxed(g.said(r), kAgain);
     }
 #pragma unroll 1
     for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) {
-      wait_until([&] { return ptx::load_acquire(g.echo(r)) == kAgain; });
+      wait_until(Wait::kAgain, g.echo(r), kAgain, [&] { return ptx::load_relaxed(g.echo(r)) == kAgain; });
     }
     __syncthreads();  // all threads' part of the clearing is done, and all blocks have been seen
 #pragma unroll 1
@@ -73,7 +76,7 @@ __device__ __forceinline__ void meet_finish(const GroupState& g, u32 rank) {
     if (threadIdx.x == 0) {
       u32 answered = kHello;
       bool met = false;
-      wait_until([&] {
+      wait_until(Wait::kGo, g.said(rank), kGo, [&] {
         const u32 word = ptx::load_acquire(g.said(rank));
         if (word == kGo && met) return true;
         if (word <= kAgain && word != answered) {
@@ -95,7 +98,8 @@ __device__ __forceinline__ void group_barrier(const GroupState& g, u32& target) 
   __syncthreads();  // every thread's writes come before the arrival that publishes them
   if (threadIdx.x == 0) {
     ptx::add_release(g.arrivals(), 1);
-    wait_until([&] { return static_cast<int>(ptx::load_acquire(g.arrivals()) - target) >= 0; });
+    wait_until(Wait::kBarrier, g.arrivals(), target,
+               [&] { return static_cast<int>(ptx::load_acquire(g.arrivals()) - target) >= 0; });
   }
   __syncthreads();
 }

@@ -123,6 +123,8 @@ def prepare(
     offset: int = 0,
     max_seq_len: int | None = None,
     route: str = "auto",
+    waits: str = "allowed",
+    sm_budget: int | None = None,
     chunk: int | None = None,
     tuning: Tuning = DEFAULT_TUNING,
     assume: DeviceInfo | None = None,
@@ -131,9 +133,20 @@ def prepare(
 
     `stride` (elements) is the width unless given; `offset` is the base address in elements modulo 4; `max_seq_len` is
     a hint that costs only time when it is wrong. `route` is "auto", "persistent" or "filtered"; a named route that
-    cannot run raises PlanError. `chunk`, `tuning` and `assume` replace the planner's inputs, for tests and study.
+    cannot run raises PlanError. `waits="never"` plans only launches in which no block waits for another, which finish
+    with one free block slot; `sm_budget` caps the grid at what so many SMs hold. `chunk`, `tuning` and `assume` replace
+    the planner's inputs, for tests and study.
     """
-    problem = Problem(rows=rows, width=width, k=k, stride=stride, offset=offset % 4, max_seq_len=max_seq_len)
+    problem = Problem(
+        rows=rows,
+        width=width,
+        k=k,
+        stride=stride,
+        offset=offset % 4,
+        max_seq_len=max_seq_len,
+        waits=waits,
+        sm_budget=sm_budget,
+    )
     engine = current_engine()
     return Prepared(engine, engine.prepare(problem, route=route, chunk=chunk, tuning=tuning, assume=assume))
 
@@ -148,6 +161,8 @@ def topk(
     stream: Any = None,
     max_seq_len: int | None = None,
     route: str = "auto",
+    waits: str = "allowed",
+    sm_budget: int | None = None,
 ) -> Any:
     """Indices of the k largest of each row, exactly; in no particular order, -1 past min(length, k).
 
@@ -162,13 +177,16 @@ def topk(
             when the result is there, a device call when it is launched.
         max_seq_len: no length is expected to exceed it; a wrong hint costs time only.
         route: "auto", "persistent" or "filtered".
+        waits: "never" forbids launches in which blocks wait for each other: one free block slot is then enough.
+        sm_budget: at most as many blocks as so many SMs hold at once.
 
     Returns `out`, or what was made: a numpy array, or a DeviceArray.
     Raises InvalidArgument, PlanError, DriverUnavailable, CompileError, DriverError; NotPrepared inside a capture.
     """
     check_k(k)
     if isinstance(logits, np.ndarray):
-        return _topk_numpy(logits, k, lengths, out, workspace, stream, max_seq_len, route)
+        hints = {"max_seq_len": max_seq_len, "waits": waits, "sm_budget": sm_budget}
+        return _topk_numpy(logits, k, lengths, out, workspace, stream, route, hints)
     values = _logits_view(logits)
     rows, width = values.shape
     problem = Problem(
@@ -178,6 +196,8 @@ def topk(
         stride=values.strides[0] if rows > 1 else width,
         offset=values.address // 4 % 4,
         max_seq_len=max_seq_len,
+        waits=waits,
+        sm_budget=sm_budget,
     )
     engine = current_engine()
     handle = stream_handle(stream)
@@ -277,8 +297,8 @@ def _topk_numpy(
     out: Any,
     workspace: Any,
     stream: Any,
-    max_seq_len: int | None,
     route: str,
+    hints: dict[str, Any],
 ) -> npt.NDArray[np.int32]:
     if logits.ndim != 2 or logits.dtype != np.float32:
         raise InvalidArgument("logits", f"{logits.dtype} of shape {logits.shape}", "float32 of shape (rows, width)")
@@ -298,7 +318,7 @@ def _topk_numpy(
             what = str(getattr(lengths, "dtype", type(lengths).__name__))
             raise InvalidArgument("lengths", what, "a numpy array of integers, as the logits are numpy")
         lengths = row_lengths(rows, width, lengths).astype(np.int32)
-    problem = Problem(rows=rows, width=width, k=k, max_seq_len=max_seq_len)
+    problem = Problem(rows=rows, width=width, k=k, **hints)
     handle = stream_handle(stream)
     with primary_context(), contextlib.ExitStack() as stack:
         engine = current_engine()

@@ -189,6 +189,7 @@ def check_arch(arch: str) -> str:
 
 def definitions(variant: Variant, arch: str) -> dict[str, int]:
     """Every number that goes into the kernels, by the name it has there."""
+    limit = {"DRVTOPK_WAIT_LIMIT": variant.tuning.wait_limit} if variant.tuning.wait_limit else {}
     return {
         "DRVTOPK_K": variant.k,
         "DRVTOPK_VEC": variant.vec_size,
@@ -201,6 +202,7 @@ def definitions(variant: Variant, arch: str) -> dict[str, int]:
         "DRVTOPK_STATE_LINE": spec.WORKSPACE_ALIGNMENT,
         "DRVTOPK_SHORT_MAX": variant.tuning.short_max,
         "DRVTOPK_RADIX_THRESHOLD": variant.tuning.radix_threshold,
+        **limit,
     }
 
 

@@ -18,6 +18,7 @@ from drvtopk.spec import (
     ROUTES,
     THREADS,
     VEC_SIZES,
+    WAITS,
     DeviceInfo,
     KernelInfo,
     Tuning,
@@ -54,6 +55,10 @@ class Problem:
     """The base address in elements modulo 4 (0: 16-byte aligned)."""
     max_seq_len: int | None = None
     """A hint: no length is expected to exceed it; the width unless given. A wrong hint costs time only."""
+    waits: str = "allowed"
+    """"never": only launches in which no block waits for another, so that one free block slot is enough to finish."""
+    sm_budget: int | None = None
+    """At most as many blocks as fit on so many SMs at once; the whole device unless given."""
 
     def __post_init__(self) -> None:
         _check_int("rows", self.rows, 0, MAX_ROWS)
@@ -66,6 +71,10 @@ class Problem:
         if self.max_seq_len is None:
             object.__setattr__(self, "max_seq_len", self.width)
         _check_int("max_seq_len", self.max_seq_len, 0, MAX_WIDTH)
+        if self.waits not in WAITS:
+            raise InvalidArgument("waits", repr(self.waits), " or ".join(map(repr, WAITS)))
+        if self.sm_budget is not None:
+            _check_int("sm_budget", self.sm_budget, 1, MAX_ROWS)
 
     @property
     def row_stride(self) -> int:
@@ -194,6 +203,7 @@ def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning
     resident = occupancy(variant, smem)
     if resident < 1:
         raise PlanError("filtered", f"a block of {variant} needs {smem} bytes of shared memory and none fits an SM")
+    groups = problem.rows if problem.sm_budget is None else min(problem.rows, device.sms * resident)
     return Plan(
         route="filtered",
         k=problem.k,
@@ -202,10 +212,10 @@ def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning
         width=problem.width,
         stride=problem.row_stride,
         max_seq_len=problem.longest,
-        grid=problem.rows,
+        grid=groups,
         block=THREADS,
         group=1,
-        groups=problem.rows,
+        groups=groups,
         chunk=max(problem.width, 1),
         candidates=candidates,
         smem_bytes=smem,
@@ -309,6 +319,18 @@ def _constraint(rejected: Rejected, smem_optin: int) -> str:
     return f"one row needs {rejected.group} blocks, {rejected.resident_cap} fit"
 
 
+def _attempt(made: Plan) -> Rejected:
+    return Rejected(
+        route=made.route,
+        vec_size=made.vec_size,
+        group=made.group,
+        chunk=made.chunk,
+        smem_bytes=made.smem_bytes,
+        occupancy=made.occupancy,
+        resident_cap=made.resident_cap,
+    )
+
+
 def plan(
     problem: Problem,
     device: DeviceInfo,
@@ -328,12 +350,17 @@ def plan(
         raise InvalidArgument("route", repr(route), "'auto', " + ", ".join(map(repr, ROUTES)))
     if chunk is not None:
         _check_int("chunk", chunk, 1, MAX_WIDTH)
+    if problem.sm_budget is not None:
+        device = device.with_limits(sms=min(device.sms, problem.sm_budget))
     if route == "filtered":
         return _filtered(problem, device, occupancy, tuning, "filtered: asked for; one block per row, none waits")
     found = _persistent(problem, device, occupancy, tuning, chunk)
-    if isinstance(found, Plan):
+    if isinstance(found, Plan) and not (found.cooperative and problem.waits == "never"):
         return found
-    constraint = _constraint(found, device.smem_optin)
+    if isinstance(found, Plan):
+        found, constraint = _attempt(found), "blocks of a row would wait for each other, which the caller forbids"
+    else:
+        constraint = _constraint(found, device.smem_optin)
     if route == "persistent":
         raise PlanError("persistent", constraint)
     return replace(_filtered(problem, device, occupancy, tuning, f"fallback: {constraint}"), rejected=found)
@@ -341,14 +368,7 @@ def plan(
 
 def after_refusal(refused: Plan, problem: Problem, device: DeviceInfo, occupancy: Occupancy, reason: str) -> Plan:
     """The fallback for a cooperative plan that the driver would not launch; `reason` says what it answered."""
-    attempt = Rejected(
-        route=refused.route,
-        vec_size=refused.vec_size,
-        group=refused.group,
-        chunk=refused.chunk,
-        smem_bytes=refused.smem_bytes,
-        occupancy=refused.occupancy,
-        resident_cap=refused.resident_cap,
-    )
+    if problem.sm_budget is not None:
+        device = device.with_limits(sms=min(device.sms, problem.sm_budget))
     why = f"fallback: {reason} for {refused.grid} blocks, {refused.resident_cap} were to fit"
-    return replace(_filtered(problem, device, occupancy, refused.tuning, why), rejected=attempt)
+    return replace(_filtered(problem, device, occupancy, refused.tuning, why), rejected=_attempt(refused))

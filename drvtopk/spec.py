@@ -10,6 +10,7 @@ from drvtopk.errors import InvalidArgument
 
 ROUTES = ("persistent", "filtered")
 VEC_SIZES = (1, 2, 4)
+WAITS = ("allowed", "never")  # may blocks of a launch wait for each other?
 TOP_KS = (512, 1024, 2048)  # compiled ahead by `compile` and the tests; any other k compiles on demand
 MAX_K = 4096
 MAX_WIDTH = 2**31 - 1  # indices are int32
@@ -40,12 +41,16 @@ class Tuning:
     """A group is not split finer than this, unless the caller names the chunk."""
     max_candidates: int = 4096
     """Candidates that one block keeps in shared memory; more are read again, never dropped."""
+    wait_limit: int = 0
+    """Debug build: after so many looks a waiting block reports what it waits for and ends the launch. 0: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("short_max", "radix_threshold", "min_chunk", "max_candidates"):
             value = getattr(self, name)
             if not 1 <= value <= MAX_WIDTH:
                 raise InvalidArgument(name, value, f"1..{MAX_WIDTH}")
+        if not 0 <= self.wait_limit <= MAX_WIDTH:
+            raise InvalidArgument("wait_limit", self.wait_limit, f"0..{MAX_WIDTH}")
 
 
 DEFAULT_TUNING = Tuning()

@@ -68,7 +68,7 @@ def examine() -> dict[str, Any]:
         "archs": list(supported_archs()) if nvrtc else [],
         "driver": _dotted(version) if version else None,
         "devices": [dataclasses.asdict(d) for d in devices or []],
-        "cache": str(cache.folder),
+        "cache": None if cache.folder is None else str(cache.folder),
         "cache_writable": cache.writable(),
         "missing": missing,
     }
@@ -82,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         shown = dict(found)
         shown["archs"] = " ".join(found["archs"]) or None
         shown["devices"] = ", ".join(f"{d['name']} ({d['arch']}, {d['sms']} SMs)" for d in found["devices"]) or "none"
-        shown["cache"] += "" if shown.pop("cache_writable") else " (cannot be written: kernels stay in memory)"
+        kept = "" if shown.pop("cache_writable") else " (kernels stay in memory only)"
+        shown["cache"] = f"{found['cache'] or 'no folder'}{kept}"
         shown["missing"] = "; ".join(found["missing"]) or "nothing"
         print_pairs((name, "-" if value is None else value) for name, value in shown.items())
     return 1 if found["missing"] else 0

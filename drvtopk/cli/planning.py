@@ -14,7 +14,7 @@ from drvtopk.compiler import compile_variant
 from drvtopk.engine import current_engine
 from drvtopk.errors import DriverUnavailable, InvalidArgument
 from drvtopk.plan import Occupancy, Problem, calculated_occupancy, plan
-from drvtopk.spec import KNOWN_DEVICES, MAX_K, MAX_ROWS, MAX_WIDTH, ROUTES, DeviceInfo, KernelInfo, Variant
+from drvtopk.spec import KNOWN_DEVICES, MAX_K, MAX_ROWS, MAX_WIDTH, ROUTES, WAITS, DeviceInfo, KernelInfo, Variant
 
 
 def add(commands: Any) -> None:
@@ -27,6 +27,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--k", type=whole(1, MAX_K), required=True)
     parser.add_argument("--route", choices=("auto", *ROUTES), default="auto")
     parser.add_argument("--max-seq-len", type=whole(0, MAX_WIDTH), help="no row is expected longer")
+    parser.add_argument("--waits", choices=WAITS, default="allowed", help="never: no block may wait for another")
+    parser.add_argument("--sm-budget", type=whole(1, MAX_ROWS), help="at most the blocks that so many SMs hold")
     parser.add_argument("--offset", type=whole(0, 2**62), default=0, help="base address in floats")
     parser.add_argument("--sms", type=whole(1, 10**6), help="instead of the device's SM count")
     parser.add_argument("--smem-optin", type=whole(1, 2**31 - 1), help="bytes a block may opt in to")
@@ -76,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         k=arguments.k,
         offset=arguments.offset,
         max_seq_len=arguments.max_seq_len,
+        waits=arguments.waits,
+        sm_budget=arguments.sm_budget,
     )
     limits = {"sms": arguments.sms, "smem_optin": arguments.smem_optin}
     if arguments.device == "auto":

@@ -343,7 +343,8 @@ def test_a_newer_library_that_is_installed_too_does_not_slip_in(installed: str, 
     folder.mkdir(parents=True)
     newer = folder / "libnvrtc.so.13"
     newer.symlink_to(another)
-    code = f"import site; there = site.getsitepackages(); site.getsitepackages = lambda: [{str(tmp_path)!r}, *there]\n{ASK}"
+    first = f"import site\nthere = [{str(tmp_path)!r}, *site.getsitepackages()]\nsite.getsitepackages = lambda: there\n"
+    code = first + ASK
     unpinned = code.replace("errors\n", "errors\ncompiler._wheel_library = lambda: None\n")
     if ask(code=unpinned)["path"] != another:
         pytest.skip("these bindings do not look there")

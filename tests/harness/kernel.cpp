@@ -2,7 +2,7 @@
 // the line that declares dynamic shared memory.
 #include "shim.h"
 
-#include HARNESS_ENTRY_FILE
+#include "entry.h"  // written by the runner: which .cu file, which kernel
 
 void run_kernel(const void* params) {
   Params p;

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "fibers.h"
+#include "memory.h"
+#include "races.h"
 #include "shim.h"
 
 using u32 = unsigned;
@@ -18,17 +20,17 @@ using u64 = unsigned long long;
 
 void run_kernel(const void* params);
 
-Index threadIdx, blockIdx;
+Index threadIdx, blockIdx, gridDim;
 
 namespace {
 
-constexpr u32 kThreads = DRVTOPK_THREADS;
+constexpr u32 kThreads = HARNESS_THREADS;
 constexpr std::size_t kStack = HARNESS_STACK;
 
 // What the runner sends, then: logits, lengths, workspace (bytes as counted here).
 struct Request {
   u64 seed, logits_bytes, lengths_bytes, out_bytes, workspace_bytes, logits_stride, out_stride;
-  u32 offset, grid, slots, smem_bytes, weak, rows, width, group, groups, chunk, candidates, cooperative;
+  u32 offset, grid, slots, smem_bytes, rows, width, group, groups, chunk, candidates, cooperative, padding;
 };
 static_assert(sizeof(Request) == 7 * 8 + 12 * 4, "the runner packs this");
 
@@ -41,6 +43,8 @@ struct Params {
   u32 rows, width, group, groups, chunk, candidates, cooperative, reserved;
 };
 static_assert(sizeof(Params) == 80, "params.cuh");
+
+constexpr std::size_t kGuard = 16384;  // bytes behind a block's shared memory, where nobody may go
 
 enum Status { kDone = 0, kDeadlock = 3, kFault = 4 };
 
@@ -62,8 +66,9 @@ struct Fiber {
   State state;
   const char* file;  // where it waits
   int line;
-  const u32* looked_at;  // the last word it polled, and what it saw
+  int looked_at;  // the last workspace word it polled (-1: none), and what it saw
   u32 saw;
+  Learnt learnt;
 };
 
 struct Warp {
@@ -80,13 +85,18 @@ struct Block {
   std::vector<Fiber> fibers{kThreads};
   std::vector<u32> ready;
   Warp warps[kThreads / 32];
+  const char* file = "its begin";  // of the last barrier
+  int line = 0;
   std::vector<unsigned char> shared;
+  Races races;
+  View view;  // of the workspace, at the last barrier
   unsigned char* stacks = nullptr;
 };
 
 Request request;
 Params params;
 Random choice;
+std::unique_ptr<Memory<Random>> memory;
 std::vector<Block> slots;
 Block* block;  // the running one
 u32 self;      // the running thread of it
@@ -138,7 +148,9 @@ void fiber_entry() {
 void begin(Block& b, u32 index) {
   b.resident = true, b.index = index;
   b.waiting = b.exited = b.interval = b.stall = 0;
-  b.shared.assign(request.smem_bytes, 0xA5);
+  b.shared.assign(request.smem_bytes + kGuard, 0xA5);
+  b.races.reset(request.smem_bytes);
+  b.view.assign(memory->size(), 0);
   if (!b.stacks) {
     void* memory = mmap(nullptr, kStack * kThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) fail(kFault, "no memory for %u stacks", kThreads);
@@ -147,7 +159,8 @@ void begin(Block& b, u32 index) {
   b.ready.clear();
   for (Warp& warp : b.warps) warp.arrived = warp.turn = 0;
   for (u32 t = 0; t < kThreads; ++t) {
-    b.fibers[t].state = kReady, b.fibers[t].looked_at = nullptr;
+    b.fibers[t].state = kReady, b.fibers[t].looked_at = -1;
+    b.fibers[t].learnt.clear();
     b.fibers[t].context.begin(b.stacks + t * kStack, kStack, fiber_entry);
     b.ready.push_back(t);
   }
@@ -171,6 +184,22 @@ void run(Block& b) {
   }
 }
 
+// Every access of the device code to memory comes here; what is not the running block's shared memory is let pass.
+void touch(const void* address, std::size_t bytes, Access access) {
+  if (!block) return;
+  const std::size_t from = static_cast<std::size_t>(static_cast<const unsigned char*>(address) - block->shared.data());
+  if (from >= request.smem_bytes + kGuard) return;
+  for (std::size_t word = from / 4; word <= (from + bytes - 1) / 4; ++word) {
+    u32 other = self;
+    const char* wrong = word < block->races.words() ? block->races.check(word, access, self, block->interval, other)
+                                                    : "is past the end";
+    if (wrong)
+      fail(kFault, "block %u: shared %zu %s: thread %u %s it, thread %u too; the last barrier was %s:%d", block->index, word,
+           wrong, self, access == Access::kRead ? "reads" : access == Access::kWrite ? "writes" : "adds to", other,
+           name(block->file), block->line);
+  }
+}
+
 // One line a block: what its threads wait for. The runner gives workspace words their names.
 void describe() {
   for (Block& b : slots) {
@@ -183,9 +212,8 @@ void describe() {
       if (f.state == kExited) {
         std::snprintf(text, sizeof text, "exited");
       } else if (f.state == kReady) {
-        if (f.looked_at)
-          std::snprintf(text, sizeof text, "polls word %lld which is %u",
-                        static_cast<long long>(f.looked_at - static_cast<const u32*>(params.workspace)), f.saw);
+        if (f.looked_at >= 0)
+          std::snprintf(text, sizeof text, "polls word %d which is %u", f.looked_at, f.saw);
         else
           std::snprintf(text, sizeof text, "ready");
       } else {
@@ -221,7 +249,10 @@ void barrier(const char* file, int line) {
   }
   block->waiting = 0;
   ++block->interval;
+  block->file = file, block->line = line;
   for (u32 t = 0; t < kThreads; ++t) {
+    block->fibers[t].learnt.add_to(block->view);
+    block->fibers[t].learnt.clear();
     if (t != self) wake(t);
   }
   yield();
@@ -249,6 +280,7 @@ const unsigned* exchange(unsigned value, const char* file, int line) {
 }
 
 unsigned shared_add(unsigned* word, unsigned value) {
+  touch(word, 4, Access::kAtomic);
   const unsigned old = *word;
   *word += value;
   return old;
@@ -258,44 +290,51 @@ unsigned shared_add(unsigned* word, unsigned value) {
 
 namespace ptx {
 
-void before_publish() {
-  if (choice.below(4) == 0) block->stall = choice.below(200);
-  yield();
+namespace {
+
+u32 word_of(const u32* p) {
+  const std::ptrdiff_t word = p - static_cast<const u32*>(params.workspace);
+  if (word < 0 || word >= static_cast<std::ptrdiff_t>(memory->size()))
+    fail(kFault, "block %u thread %u goes to workspace word %td of %zu", block->index, self, word, memory->size());
+  return static_cast<u32>(word);
 }
 
-u32 load_acquire(const u32* p) {
-  yield();
-  block->fibers[self].looked_at = p;
-  return block->fibers[self].saw = *p;
-}
-u32 load_relaxed(const u32* p) {
-  yield();
-  return *p;
-}
-void store_release(u32* p, u32 v) {
-  before_publish();
-  idle = 0;
-  *p = v;
-}
-void store_relaxed(u32* p, u32 v) {
+Learnt& learnt() { return block->fibers[self].learnt; }
+
+// Others run first: any, and before what a release publishes sometimes many.
+void before_write(bool release) {
+  if (release && choice.below(4) == 0) block->stall = choice.below(200);
   yield();
   idle = 0;
-  *p = v;
 }
-void add_relaxed(u32* p, u32 v) {
+
+u32 load(const u32* p, bool acquire) {
   yield();
-  idle = 0;
-  *p += v;
+  Fiber& fiber = block->fibers[self];
+  fiber.looked_at = static_cast<int>(word_of(p));
+  return fiber.saw = memory->load(word_of(p), acquire, block->view, fiber.learnt);
 }
-void add_release(u32* p, u32 v) {
-  before_publish();
-  idle = 0;
-  *p += v;
+void store(u32* p, u32 v, bool release) {
+  before_write(release);
+  memory->store(word_of(p), v, release, block->view, learnt());
 }
-u32 fetch_add_relaxed(u32* p, u32 v) {
-  yield();
-  idle = 0;
-  return (*p += v) - v;
+u32 add(u32* p, u32 v, bool release) {
+  before_write(release);
+  return memory->add(word_of(p), v, release, block->view, learnt());
+}
+
+}  // namespace
+
+u32 load_acquire(const u32* p) { return load(p, true); }
+u32 load_relaxed(const u32* p) { return load(p, false); }
+void store_release(u32* p, u32 v) { store(p, v, true); }
+void store_relaxed(u32* p, u32 v) { store(p, v, false); }
+void add_relaxed(u32* p, u32 v) { add(p, v, false); }
+void add_release(u32* p, u32 v) { add(p, v, true); }
+u32 fetch_add_relaxed(u32* p, u32 v) { return add(p, v, false); }
+void give_up(u32 what, u32 wanted, u32 seen) {
+  describe();
+  fail(kDeadlock, "block %u gave up wait %u: wanted %u, saw %u", block->index, what, wanted, seen);
 }
 void pause() {
   steps -= min(steps, 64u);
@@ -303,6 +342,25 @@ void pause() {
 }
 
 }  // namespace ptx
+
+// The device code is compiled with -fsanitize=thread, which calls these at each access, and linked without its library.
+extern "C" {
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+#define HOOKS(n)                                                             \
+  void __tsan_read##n(void* p) { touch(p, n, Access::kRead); }               \
+  void __tsan_write##n(void* p) { touch(p, n, Access::kWrite); }             \
+  void __tsan_unaligned_read##n(void* p) { touch(p, n, Access::kRead); }     \
+  void __tsan_unaligned_write##n(void* p) { touch(p, n, Access::kWrite); }
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+void __tsan_read_range(void* p, std::size_t bytes) { touch(p, bytes, Access::kRead); }
+void __tsan_write_range(void* p, std::size_t bytes) { touch(p, bytes, Access::kWrite); }
+}
 
 namespace {
 
@@ -347,8 +405,11 @@ int main() {
             request.lengths_bytes ? reinterpret_cast<const int*>(lengths.data()) : nullptr,
             reinterpret_cast<int*>(out.data()), workspace.data(), request.logits_stride, request.out_stride, request.rows,
             request.width, request.group, request.groups, request.chunk, request.candidates, request.cooperative, 0};
+  gridDim.x = request.grid;
   choice.state = request.seed;
+  memory = std::make_unique<Memory<Random>>(reinterpret_cast<u32*>(workspace.data()), workspace.size() / 4, choice);
   simulate();
+  memory->settle();
   std::fwrite(out.data(), 1, out.size(), stdout);
   std::fwrite(workspace.data(), 1, workspace.size(), stdout);
   return kDone;

@@ -12,6 +12,7 @@ void add_relaxed(u32* p, u32 v);
 void add_release(u32* p, u32 v);
 u32 fetch_add_relaxed(u32* p, u32 v);
 void pause();
+[[noreturn]] void give_up(u32 what, u32 wanted, u32 seen);
 
 inline u32 lanes_below() { return (1u << threadIdx.x % 32) - 1; }
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk import spec
+from drvtopk.compiler import definitions
 from drvtopk.plan import Plan
 from drvtopk.source import kernel_sources
 from drvtopk.spec import Variant
@@ -28,6 +29,7 @@ HERE = Path(__file__).parent
 BUILDS = Path(tempfile.gettempdir()) / f"drvtopk-harness-{os.getuid()}"
 _DYNAMIC = b"extern __shared__ __align__(16) unsigned char dynamic[];"
 _HERE_DYNAMIC = b"unsigned char* const dynamic = machine::shared_memory();"
+_MACHINE = ("machine.cpp", "shim.h", "fibers.h", "memory.h", "races.h")
 _STATUS = {0: "done", 3: "deadlock", 4: "fault"}
 
 
@@ -44,25 +46,6 @@ class Run:
     report: str
 
 
-def defines(variant: Variant) -> list[str]:
-    """The -D values of a variant, as the compiler of the real kernels gets them."""
-    t = variant.tuning
-    numbers = {
-        "K": variant.k,
-        "VEC": variant.vec_size,
-        "THREADS": spec.THREADS,
-        "MIN_BLOCKS": 1,
-        "DIGIT_BITS": spec.DIGIT_BITS,
-        "SCRATCH_BYTES": spec.SCRATCH_BYTES,
-        "ROUND_WORDS": spec.ROUND_WORDS,
-        "ROUNDS": spec.ROUNDS,
-        "STATE_LINE": spec.WORKSPACE_ALIGNMENT,
-        "SHORT_MAX": t.short_max,
-        "RADIX_THRESHOLD": t.radix_threshold,
-    }
-    return [f"-DDRVTOPK_{name}={value}" for name, value in numbers.items()]
-
-
 def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanitize: bool = False) -> Path:
     """The program that runs this variant, compiled unless the same one is there already."""
     files = dict(kernel_sources() if sources is None else sources)
@@ -71,25 +54,43 @@ def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanit
     if files[entry].count(_DYNAMIC) != 1:
         raise ValueError(f"{entry} declares its dynamic shared memory in another way than {_DYNAMIC.decode()}")
     files[entry] = files[entry].replace(_DYNAMIC, _HERE_DYNAMIC)
-    compiler = os.environ.get("CXX", "g++")
-    flags = ["-std=c++17", "-g", "-O1" if sanitize else "-O2", "-Wall", "-Wno-unknown-pragmas", *defines(variant)]
-    flags += [f'-DHARNESS_ENTRY_FILE="{entry}"', f"-DHARNESS_ENTRY={variant.entry}"]
-    flags += [f"-DHARNESS_STACK={65536 if sanitize else 16384}"]
-    if sanitize:
-        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    digest = hashlib.sha256(repr((compiler, flags, sorted(files.items()))).encode()).hexdigest()[:24]
-    program = BUILDS / f"{digest}.run"
-    if not program.exists():
+    files["entry.h"] = f'#include "{entry}"\n#define HARNESS_ENTRY {variant.entry}\n'.encode()
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sanitize else []
+    common = [os.environ.get("CXX", "g++"), "-std=c++17", "-g", "-O1", "-Wall", "-Wno-unknown-pragmas", *checks]
+    hooks = [] if sanitize else ["-fsanitize=thread"]  # compiled in, not linked: machine.cpp brings its own
+    host = {name: text for name, text in files.items() if name in _MACHINE}
+    stack = f"-DHARNESS_STACK={65536 if sanitize else 16384}"
+    machine = _made(
+        "machine.o", [*common, "-O2", f"-DHARNESS_THREADS={spec.THREADS}", stack, "-c", "machine.cpp"], host
+    )
+    kernel = _made(
+        "kernel.o",
+        [
+            *common,
+            *hooks,
+            *(f"-D{name}={value}" for name, value in definitions(variant, "sm_90a").items()),
+            "-c",
+            "kernel.cpp",
+        ],
+        files,
+    )
+    return _made("program", [*common, str(kernel), str(machine), "-o", "program"], {})
+
+
+def _made(output: str, command: list[str], files: Mapping[str, bytes]) -> Path:
+    """What `command` makes as `output` in a folder of these files, kept by the content of both."""
+    digest = hashlib.sha256(repr((command, sorted(files.items()))).encode()).hexdigest()[:24]
+    kept = BUILDS / f"{digest}.{output}"
+    if not kept.exists():
         BUILDS.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=BUILDS) as folder:
             for file, text in files.items():
                 (Path(folder) / file).write_bytes(text)
-            command = [compiler, *flags, "kernel.cpp", "machine.cpp", "-o", "program"]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-            (Path(folder) / "program").replace(program)
-    return program
+            (Path(folder) / output).replace(kept)
+    return kept
 
 
 def simulate(
@@ -101,7 +102,6 @@ def simulate(
     slots: int | None = None,
     seed: int = 0,
     offset: int = 0,
-    weak: bool = True,
     sources: Mapping[str, bytes] | None = None,
     sanitize: bool = False,
     timeout: float = 60,
@@ -120,7 +120,7 @@ def simulate(
     if workspace is None:
         workspace = np.zeros(plan.workspace_bytes // 4, np.uint32)
     header = struct.pack(
-        "<7Q12I",
+        "<7Q11I4x",
         seed,
         flat.nbytes,
         0 if lengths is None else 4 * rows,
@@ -132,7 +132,6 @@ def simulate(
         plan.grid,
         plan.resident_cap if slots is None else slots,
         plan.smem_bytes,
-        weak,
         rows,
         width,
         plan.group,

@@ -14,7 +14,7 @@
 struct Index {
   unsigned x;
 };
-extern Index threadIdx, blockIdx;
+extern Index threadIdx, blockIdx, gridDim;
 
 struct alignas(8) float2 {
   float x, y;

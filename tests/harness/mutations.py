@@ -1,0 +1,92 @@
+"""The kernels with one thing taken out: a barrier, a fence, a reset, a step of the meeting. Each must be caught.
+
+Barriers, fences and `clear_bins` are found in the sources, so a new one is on the list from the day it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from drvtopk.source import kernel_sources
+
+_FOUND = (
+    (re.compile(r"\n[^\n/]*__syncthreads\(\);"), "", "no barrier"),
+    (re.compile(r"store_release\("), "store_relaxed(", "relaxed store"),
+    (re.compile(r"add_release\("), "add_relaxed(", "relaxed add"),
+    (re.compile(r"load_acquire\("), "load_relaxed(", "relaxed load"),
+    (re.compile(r"(?<=\n)[ ]+clear_bins\([^\n]*;"), "", "bins not cleared"),
+    (re.compile(r"(?<= )s\.above_count = (?=s\.)"), "", "above_count not reset"),
+    (re.compile(r"s\.tie_count = (?=s\.|0)"), "", "tie_count not reset"),
+    (re.compile(r"s\.candidate_count = (?=0)"), "", "candidate_count not reset"),
+)
+# Where they count as found: ptx.cuh only defines them, and its stand-in is what runs here.
+_FILES = ("sync.cuh", "row_group.cuh", "row_alone.cuh", "scan.cuh", "held.cuh", "select.cuh")
+
+# (file, the text, what stands there instead, what is missing)
+_BY_HAND = (
+    ("sync.cuh", "i < kStateLineWords + kRounds * kRoundWords", "i < kStateLineWords", "rounds not cleared"),
+    (
+        "sync.cuh",
+        "u32 i = threadIdx.x; i < kStateLine",
+        "u32 i = 1 + threadIdx.x; i < kStateLine",
+        "arrivals not cleared",
+    ),
+    ("sync.cuh", "ptx::store_relaxed(g.said(r), kHello)", "(void)0", "the leader says no hello"),
+    ("sync.cuh", "ptx::store_relaxed(g.echo(rank), kHello)", "(void)0", "a block says no hello"),
+    ("sync.cuh", "{ return ptx::load_relaxed(g.echo(r)) == kHello; }", "{ return true; }", "no wait for hello"),
+    ("sync.cuh", "{ return ptx::load_relaxed(g.echo(r)) == kAgain; }", "{ return true; }", "no wait for again"),
+    ("sync.cuh", "ptx::store_relaxed(g.said(r), kAgain);", "", "the leader does not say again"),
+    ("sync.cuh", "ptx::store_relaxed(g.echo(rank), word);", "", "a block does not answer"),
+    ("sync.cuh", "word == kGo && met", "word == kGo", "go believed without again"),
+    (
+        "sync.cuh",
+        "answered = word;\n        }\n        met = met || word == kAgain;",
+        "answered = word;\n          met = true;\n        }",
+        "hello taken for again",
+    ),
+    ("sync.cuh", "- target) >= 0; }", "- target) >= -1; }", "the barrier lets one block early"),
+    ("row_group.cuh", "ptx::store_relaxed(finished + i, 0);", "", "rounds not cleared after use"),
+    ("row_group.cuh", "i < kRoundWords;", "i < kBins;", "output counters not cleared after use"),
+    (
+        "params.cuh",
+        "kRounds = DRVTOPK_ROUNDS",
+        "kRounds = 2",
+        "two rounds in rotation: cleared while the next is filled",
+    ),
+    ("row_group.cuh", "group_barrier(m.state, m.target);", "", "no group barrier"),
+    ("row_group.cuh", "meet_finish(m.state, m.rank);", "", "no second half of the meeting"),
+    ("row_group.cuh", "meet_begin(m.state, m.rank);", ";", "no first half of the meeting"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """One change of one file."""
+
+    name: str
+    sources: Mapping[str, bytes]
+    """All kernel files, one of them changed."""
+
+
+def mutations() -> Iterator[Mutation]:
+    """Every mutation of the sources as they are now. ValueError if one of those written by hand fits no more."""
+    sources = {name: data.decode() for name, data in kernel_sources().items()}
+
+    def changed(file: str, start: int, end: int, by: str, what: str) -> Mutation:
+        text = sources[file]
+        line = text.count("\n", 0, start + (text[start] == "\n")) + 1
+        new = {name: data.encode() for name, data in sources.items()}
+        new[file] = (text[:start] + by + text[end:]).encode()
+        return Mutation(name=f"{file}:{line} {what}", sources=new)
+
+    for file in _FILES:
+        for pattern, by, what in _FOUND:
+            for match in pattern.finditer(sources[file]):
+                yield changed(file, match.start(), match.end(), by, what)
+    for file, text, by, what in _BY_HAND:
+        if sources[file].count(text) != 1:
+            raise ValueError(f"{file} does not hold {text!r} once: change the list of mutations with it")
+        start = sources[file].index(text)
+        yield changed(file, start, start + len(text), by, what)

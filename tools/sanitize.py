@@ -1,0 +1,85 @@
+"""Runs both kernels under compute-sanitizer: memcheck, racecheck, synccheck, initcheck, at several group sizes.
+
+    python tools/sanitize.py                      # all four tools
+    python tools/sanitize.py --tool racecheck     # one
+
+Small thresholds (`Tuning`) send short rows down every path, so a run takes seconds. Exit code 1 if a tool finds
+anything or a result is wrong. Needs a GPU and compute-sanitizer of the CUDA toolkit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+GROUPS = (2, 5, 93)
+
+
+def target() -> int:
+    """What runs under the tool: every path of both kernels, at each group size; returns how many runs were exact."""
+    import numpy as np
+
+    import drvtopk
+    from drvtopk.engine import current_engine
+    from drvtopk.plan import Problem
+    from drvtopk.spec import ROUTES, Tuning
+    from tests.gpu.support import Gpu, layout
+    from tests.inputs import make
+
+    tuning = Tuning(short_max=512, radix_threshold=1024, min_chunk=4, max_candidates=64)
+    runs = 0
+    with drvtopk.primary_context():
+        gpu = Gpu(current_engine())
+        for route in ROUTES:
+            for group in GROUPS if route == "persistent" else (1,):
+                for vec in (1, 2, 4):
+                    for name in ("normal", "all_equal", "low_10_bits"):
+                        width = 3000
+                        chunk = -(-width // group // 4) * 4 + 4 if group > 1 else None
+                        offset, stride = layout(width, vec)
+                        problem = Problem(rows=8, width=width, k=64, stride=stride, offset=offset)
+                        prepared = gpu.engine.prepare(problem, route=route, tuning=tuning, chunk=chunk)
+                        if route == "persistent":
+                            assert prepared.plan.cooperative and abs(prepared.plan.group - group) <= 2
+                        lengths = np.array([3000, -1, 64, 65, 500, 800, 1025, 2999], np.int32)
+                        gpu.check(make(name, 8, width), 64, lengths, vec=vec, prepared=prepared)
+                        runs += 1
+    print(f"{runs} runs exact")
+    return runs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tool", choices=TOOLS, action="append", help="repeatable (default: all)")
+    parser.add_argument("--target", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    if asked.target:
+        return 0 if target() else 1
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if sanitizer is None:
+        print("sanitize: error: compute-sanitizer is not on the path; it comes with the CUDA toolkit", file=sys.stderr)
+        return 2
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    failed = []
+    for tool in asked.tool or TOOLS:
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, str(Path(__file__)), "--target"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        print(f"{tool}: exit code {done.returncode}: {' | '.join(lines[-3:])}", flush=True)
+        if done.returncode != 0:
+            failed.append(tool)
+            print("\n".join(lines[:60]), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
