@@ -206,10 +206,15 @@ def definitions(variant: Variant, arch: str) -> dict[str, int]:
     }
 
 
+def _uncached() -> tuple[str, ...]:
+    """From 12.9 on NVRTC has a cache of its own, which answers without the compiler's report; ours keeps the report."""
+    return ("--no-cache",) if nvrtc_version() >= (12, 9) else ()
+
+
 def options(variant: Variant, arch: str, extra: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The whole command line of one compile; `extra` comes last. Every option is a part of the cache key."""
+    """What one instantiation is compiled with; `extra` comes last. Every option is a part of the cache key."""
     defines = tuple(f"-D{name}={value}" for name, value in definitions(variant, arch).items())
-    return (f"--gpu-architecture={arch}", "-std=c++17", *_CLOSED, *_REPORT, *defines, *extra)
+    return (f"--gpu-architecture={arch}", "-std=c++17", *defines, *extra)
 
 
 def compile_variant(
@@ -239,7 +244,11 @@ def compile_source(
     *,
     cache: Cache | None = None,
 ) -> Compiled:
-    """Compiles one translation unit that holds one kernel and includes nothing but `headers`."""
+    """Compiles one translation unit that holds one kernel and includes nothing but `headers`.
+
+    `opts` names the architecture and the rest; what closes the request and asks for the report is added here.
+    """
+    opts = (*opts, *_CLOSED, *_uncached(), *_REPORT)
     major, minor = nvrtc_version()
     fields = [_SCHEMA, f"{major}.{minor}".encode(), name.encode(), source]
     for option in opts:

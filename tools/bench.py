@@ -53,7 +53,7 @@ class Clock:
         self.driver = engine.driver
         self.sms = engine.device.sms
         source = (Path(__file__).parent / "read_floor.cu").read_bytes()
-        options = (f"--gpu-architecture={engine.device.arch}", "-std=c++17", "--ptxas-options=-v")
+        options = (f"--gpu-architecture={engine.device.arch}", "-std=c++17")
         made = compile_source(
             "read_floor", source, "read_floor.cu", {}, engine.device.arch, options, cache=Cache(default_folder())
         )

@@ -233,7 +233,7 @@ def test_a_source_that_does_not_compile_says_where_and_with_what(tmp_path: Path)
     with pytest.raises(CompileError) as refused:
         compiled_stub(Cache(tmp_path), source=KERNEL.replace(b"kNumber", b"kUnknown"))
     assert 'stub.cu(2): error: identifier "kUnknown" is undefined' in refused.value.log
-    assert refused.value.options == options(VARIANT, ARCH)
+    assert refused.value.options[: len(options(VARIANT, ARCH))] == options(VARIANT, ARCH)
     assert "-DDRVTOPK_K=512" in str(refused.value) and "kUnknown" in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 

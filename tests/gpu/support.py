@@ -38,6 +38,7 @@ class Gpu:
         self.engine = engine
         self.driver = engine.driver
         self._dirt = 0
+        self.leftovers = True
 
     @contextlib.contextmanager
     def memory(self, *sizes: int) -> Iterator[list[int]]:
@@ -56,10 +57,10 @@ class Gpu:
         self._dirt += 1
         random = np.random.default_rng(self._dirt)
         kind = self._dirt % 5
-        if kind == 0:
+        if kind == 0 and self.leftovers:
             return  # the leftovers of whatever ran here
-        if kind in (1, 2):
-            self.driver.memset(address, 0x00 if kind == 1 else 0xFF, size)
+        if kind <= 2:
+            self.driver.memset(address, 0xFF if kind == 2 else 0x00, size)
             return
         self.driver.copy_to_device(address, random.integers(0, 2**32 if kind == 3 else 3, size // 4, dtype=np.uint32))
 

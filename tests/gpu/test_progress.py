@@ -34,7 +34,7 @@ class Blocker:
         driver = gpu.driver
         arch = gpu.engine.device.arch
         source = (Path(__file__).parent / "blocker.cu").read_bytes()
-        options = (f"--gpu-architecture={arch}", "-std=c++17", "--ptxas-options=-v")
+        options = (f"--gpu-architecture={arch}", "-std=c++17")
         cubin = compile_source("blocker", source, "blocker.cu", {}, arch, options).cubin
         self.function = driver.load_function(cubin, "blocker")
         self.smem = gpu.engine.device.smem_optin

@@ -131,6 +131,11 @@ void wait(State state, const char* file, int line) {
   leave();
 }
 
+// Sometimes (one time in `odds`) the whole block stands still for a while.
+void fall_behind(u32 odds) {
+  if (choice.below(odds) == 0) block->stall = choice.below(200);
+}
+
 // Lets others run and comes back.
 void yield() {
   wake(self);
@@ -255,6 +260,7 @@ void barrier(const char* file, int line) {
     block->fibers[t].learnt.clear();
     if (t != self) wake(t);
   }
+  fall_behind(32);
   yield();
 }
 
@@ -303,7 +309,7 @@ Learnt& learnt() { return block->fibers[self].learnt; }
 
 // Others run first: any, and before what a release publishes sometimes many.
 void before_write(bool release) {
-  if (release && choice.below(4) == 0) block->stall = choice.below(200);
+  fall_behind(release ? 4 : 256);
   yield();
   idle = 0;
 }

@@ -158,18 +158,26 @@ def simulate(
 
 
 def _named(report: str, plan: Plan) -> str:
-    """The machine's report with the workspace's words by their names in cuda_src/sync.cuh."""
-    line = spec.WORKSPACE_ALIGNMENT // 4
+    """The machine's report with words of the workspace and of shared memory by their names in cuda_src/."""
     per_group = spec.group_state_bytes(plan.group) // 4
 
-    def name(match: re.Match[str]) -> str:
+    def in_workspace(match: re.Match[str]) -> str:
         group, word = divmod(int(match[1]), per_group)
-        if word < line:
-            return f"arrivals of group {group}"
-        word -= line + spec.ROUNDS * spec.ROUND_WORDS
+        word -= spec.WORKSPACE_ALIGNMENT // 4
         if word < 0:
-            return f"a round's word of group {group}"
-        which, rank = divmod(word, plan.group)
+            return f"arrivals of group {group}"
+        if word < spec.ROUNDS * spec.ROUND_WORDS:
+            return "round {}[{}] of group {}".format(*divmod(word, spec.ROUND_WORDS), group)
+        which, rank = divmod(word - spec.ROUNDS * spec.ROUND_WORDS, plan.group)
         return f"{('said', 'echo')[which]}({rank}) of group {group}"
 
-    return re.sub(r"word (\d+)", name, report)
+    def in_shared(match: re.Match[str]) -> str:
+        word = int(match[1])
+        parts = (("bins", spec.BINS), ("scratch", spec.SCRATCH_BYTES // 4), ("staged", spec.align(plan.k, 4)))
+        for part, words in parts:
+            if word < words:
+                return f"shared {part}[{word}]"
+            word -= words
+        return f"shared rest[{word}]"
+
+    return re.sub(r"shared (\d+)", in_shared, re.sub(r"(?<=polls )word (\d+)", in_workspace, report))

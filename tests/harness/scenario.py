@@ -1,0 +1,122 @@
+"""One simulated problem drawn from a seed: a plan of the planner's, rows of every path, a dirty workspace, a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from drvtopk.plan import Plan, Problem, plan
+from drvtopk.reference import faults
+from drvtopk.spec import KNOWN_DEVICES, Tuning, align
+from tests.harness.runner import Floats, Ints, Words, simulate
+from tests.inputs import INPUTS, make
+
+# Rows of at most 1500 elements take every path.
+TUNING = Tuning(short_max=300, radix_threshold=600, min_chunk=64, max_candidates=40)
+WIDTH = 1500
+KS = (16, 64, 300)
+_LAYOUTS = {4: (0, 0), 2: (2, 2), 1: (1, 3)}  # vec_size: base offset and extra stride, in elements
+WORKSPACES = ("zeros", "ones", "random", "words of the meeting", "leftovers")
+
+
+def plan_for(problem: Problem, slots: int, *, route: str = "auto", chunk: int | None = None) -> Plan:
+    """The planner's choice for a device on which `slots` blocks are resident at once."""
+    device = replace(KNOWN_DEVICES["h200"], name=f"{slots} slots", sms=slots)
+    return plan(problem, device, lambda variant, smem: 1, route=route, chunk=chunk, tuning=TUNING)
+
+
+def dirt(kind: str, words: int, random: np.random.Generator) -> Words:
+    """A workspace as somebody may leave it."""
+    if kind in ("zeros", "leftovers"):
+        return np.zeros(words, np.uint32)
+    if kind == "ones":
+        return np.full(words, 0xFFFFFFFF, np.uint32)
+    return random.integers(0, 2**32 if kind == "random" else 3, words, dtype=np.uint32)
+
+
+def rows_of_every_path(rows: int, k: int, random: np.random.Generator) -> tuple[Floats, Ints]:
+    """float32 (rows, WIDTH) of mixed kinds, and lengths among which every path and every limit comes up."""
+    names = [str(name) for name in random.choice(list(INPUTS), rows)]
+    logits = np.concatenate([make(name, 1, WIDTH, seed=int(random.integers(2**31))) for name in names])
+    limits = (-(2**31), -1, 0, 1, k - 1, k, k + 1, 300, 301, 600, 601, WIDTH - 1, WIDTH, WIDTH + 1, 2**31 - 1)
+    kinds = random.integers(0, 6, rows)
+    inside = [random.integers(low, high, rows) for low, high in ((k, 301), (301, 601), (601, WIDTH + 1))]
+    lengths = np.choose(kinds, [random.choice(limits, rows), *inside[:2], *[inside[2]] * 3])
+    return logits, lengths.astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What one simulated launch is given."""
+
+    plan: Plan
+    logits: Floats
+    lengths: Ints
+    workspace: str
+    """One of WORKSPACES."""
+    offset: int
+    slots: int
+    seed: int
+
+    def complaint(self, *, sources: Mapping[str, bytes] | None = None, sanitize: bool = False) -> str:
+        """What went wrong, or nothing."""
+        words = dirt(self.workspace, self.plan.workspace_bytes // 4, np.random.default_rng(self.seed))
+        for launch in range(2 if self.workspace == "leftovers" else 1):
+            run = simulate(
+                self.plan,
+                self.logits,
+                self.lengths,
+                workspace=words,
+                slots=self.slots,
+                seed=self.seed + launch,
+                offset=self.offset,
+                sources=sources,
+                sanitize=sanitize,
+            )
+            if run.status != "done":
+                return f"{run.status}: {run.report}"
+            wrong = faults(self.logits, self.plan.k, self.lengths, run.out)
+            if wrong:
+                return "wrong: " + "; ".join(wrong)
+            words = run.workspace
+        return ""
+
+
+def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -> Scenario:
+    """Any route, vector size, group and layout."""
+    random = np.random.default_rng(seed)
+    slots = int(random.integers(2, 9)) if slots is None else slots
+    k = int(random.choice(KS)) if k is None else k
+    rows = int(random.integers(1, 9))
+    offset, extra = _LAYOUTS[int(random.choice(list(_LAYOUTS)))]
+    problem = Problem(rows=rows, width=WIDTH, k=k, stride=align(WIDTH, 4) + extra, offset=offset)
+    if random.random() < 0.2:
+        problem = replace(problem, max_seq_len=int(random.integers(0, WIDTH)))  # a hint that may be wrong
+    chunk = int(random.integers(WIDTH // slots, WIDTH + 1)) if random.random() < 0.6 else None
+    logits, lengths = rows_of_every_path(rows, k, random)
+    return Scenario(
+        plan=plan_for(problem, slots, route="filtered" if random.random() < 0.15 else "auto", chunk=chunk),
+        logits=logits,
+        lengths=lengths,
+        workspace=str(random.choice(WORKSPACES)),
+        offset=offset,
+        slots=slots,
+        seed=seed,
+    )
+
+
+def telling_scenario(seed: int) -> Scenario:
+    """One instantiation, two groups of three blocks, many rows each: where mutations are looked for."""
+    random = np.random.default_rng(seed)
+    logits, lengths = rows_of_every_path(14, 64, random)
+    return Scenario(
+        plan=plan_for(Problem(rows=14, width=WIDTH, k=64), 7, chunk=500),
+        logits=logits,
+        lengths=lengths,
+        workspace=WORKSPACES[seed % len(WORKSPACES)],
+        offset=0,
+        slots=7,
+        seed=seed,
+    )
