@@ -1,6 +1,6 @@
 // One row by one block that waits for nobody: trivial, short (held in shared memory) or streamed (any length).
-// Called by both kernels. Shared memory: Shared<K> and `candidates` pairs behind it. The row's `staged` and counters
-// are free again after the barrier with which the next row begins.
+// Called by both kernels. Shared memory: Shared<K> and `candidates` pairs behind it. A row needs no barrier before it:
+// the previous row's last reads (of `staged`) lie two barriers before the next row's first writes there.
 #pragma once
 #include "held.cuh"
 
@@ -16,7 +16,6 @@ __device__ __forceinline__ void row_trivial(u32 n, int* out) {
 template <int K, int Vec>
 __device__ __forceinline__ void row_short(const float* row, u32 n, int* out, Shared<K>& sh) {
   Scratch& s = sh.scratch;
-  __syncthreads();  // the previous row's output has left `staged`
   clear_bins(sh.bins);
   if (threadIdx.x == 0) s.above_count = s.tie_count = 0;
   __syncthreads();
@@ -45,7 +44,6 @@ __device__ __forceinline__ void row_stream(const float* row, u32 n, u32 candidat
   Scratch& s = sh.scratch;
   u32* const kept_keys = sh.rest;
   u32* const kept_indices = sh.rest + candidates;
-  __syncthreads();  // the previous row's output has left `staged`
   clear_bins(sh.bins);
   if (threadIdx.x == 0) s.above_count = s.tie_count = s.candidate_count = 0;
   __syncthreads();
@@ -80,7 +78,6 @@ __device__ __forceinline__ void row_stream(const float* row, u32 n, u32 candidat
   if (keep) {
     const u32 kept = s.count;
     do {
-      __syncthreads();  // the candidates are complete; the bins have been read
       clear_bins(sh.bins);
       __syncthreads();
       count_tied(kept_keys, kept, t, sh.bins);

@@ -45,7 +45,6 @@ __device__ __forceinline__ void row_group(const float* row, u32 n, u32 chunk, in
   const u32 begin = min(m.rank * chunk, n);  // group x chunk < 2^32: spec.MAX_WIDTH plus less than one chunk a block
   const u32 held = min(chunk, n - begin);
   if (m.round == kRounds) meet_begin(m.state, m.rank);
-  __syncthreads();  // the previous row's output has left `staged`
   clear_bins(sh.bins);
   if (threadIdx.x == 0) s.above_count = s.tie_count = 0;
   __syncthreads();

@@ -55,7 +55,8 @@ __device__ __forceinline__ void meet_begin(const GroupState& g, u32 rank) {
   }
 }
 
-// Second half: on return the cleared state is visible to every block of the group, whatever the workspace held.
+// Second half, at least one block-wide barrier after the first: on return the cleared state is visible to this block,
+// whatever the workspace held. The barrier orders all threads' clearing before each one's kGo.
 // The leader believes a block only after two different answers in a row, a block believes kGo only after it answered
 // kAgain: a stale word can imitate one of them, not the change from one to the next.
 __device__ __forceinline__ void meet_finish(const GroupState& g, u32 rank) {
@@ -69,7 +70,6 @@ __device__ __forceinline__ void meet_finish(const GroupState& g, u32 rank) {
     for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) {
       wait_until(Wait::kAgain, g.echo(r), kAgain, [&] { return ptx::load_relaxed(g.echo(r)) == kAgain; });
     }
-    __syncthreads();  // all threads' part of the clearing is done, and all blocks have been seen
 #pragma unroll 1
     for (u32 r = 1 + threadIdx.x; r < g.group; r += kThreads) ptx::store_release(g.said(r), kGo);
   } else {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,6 +187,39 @@ def test_the_occupancy_calculator(registers: int, smem: int, device: str, blocks
     assert calculated_occupancy(kernel, KNOWN_DEVICES[device], smem) == blocks
 
 
+@settings(max_examples=150, deadline=None)
+@given(problems, devices, st.sampled_from(["allowed", "never"]), st.one_of(st.none(), st.integers(1, 200)))
+def test_a_caller_may_forbid_waiting_and_cap_the_grid(
+    problem: Problem, device: DeviceInfo, waits: str, budget: int | None
+) -> None:
+    def occupancy(variant: Variant, smem: int) -> int:
+        return calculated_occupancy(KERNEL, device, smem)
+
+    asked = replace(problem, waits=waits, sm_budget=budget)
+    for route in ("auto", "persistent", "filtered"):
+        try:
+            made = plan(asked, device, occupancy, route=route)
+        except PlanError as error:
+            assert route == "persistent" and error.constraint
+            continue
+        assert route in ("auto", made.route)
+        if waits == "never":
+            assert not made.cooperative and made.workspace_bytes == 0
+        if budget is not None:
+            assert made.sms <= budget and made.grid <= budget * made.occupancy
+
+
+def test_forbidding_waits_says_so() -> None:
+    device = KNOWN_DEVICES["h200"]
+    problem = Problem(rows=2, width=100_000, k=512, waits="never")
+    made = plan(problem, device, lambda variant, smem: 2)
+    assert made.route == "filtered" and "which the caller forbids" in made.why and made.rejected is not None
+    with pytest.raises(PlanError, match="which the caller forbids"):
+        plan(problem, device, lambda variant, smem: 2, route="persistent")
+    short = replace(problem, max_seq_len=9000)
+    assert plan(short, device, lambda variant, smem: 2).route == "persistent", "it does not wait for such rows"
+
+
 def test_vec_size_is_the_widest_that_base_stride_and_chunk_allow() -> None:
     device = KNOWN_DEVICES["h200"]
 
@@ -220,6 +254,8 @@ def test_a_plan_is_the_same_every_time() -> None:
         ("offset", -1),
         ("max_seq_len", -1),
         ("max_seq_len", "long"),
+        ("waits", "sometimes"),
+        ("sm_budget", 0),
     ],
 )
 def test_a_bad_problem_names_the_argument(argument: str, bad: object) -> None:

@@ -171,16 +171,17 @@ void begin(Block& b, u32 index) {
   }
 }
 
-// Runs some fibers of one block, in an order drawn anew each time.
+// Runs some fibers of one block: of those that became ready last, or of all, in an order drawn anew each time.
 void run(Block& b) {
-  static const u32 kSteps[] = {1, 8, 64, 1024, 16384};
+  static const u32 kSteps[] = {1, 8, 64, 1024, 16384}, kAmong[] = {1, 32, kThreads};
   steps = kSteps[choice.below(5)];
+  const u32 among = kAmong[choice.below(3)];
   ++idle;
   block = &b;
   blockIdx.x = b.index;
   while (steps && !b.stall && !b.ready.empty()) {
     --steps;
-    const u32 at = choice.below(static_cast<u32>(b.ready.size()));
+    const u32 count = static_cast<u32>(b.ready.size()), at = count - 1 - choice.below(min(among, count));
     self = b.ready[at];
     b.ready[at] = b.ready.back();
     b.ready.pop_back();

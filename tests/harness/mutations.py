@@ -40,12 +40,7 @@ _BY_HAND = (
     ("sync.cuh", "ptx::store_relaxed(g.said(r), kAgain);", "", "the leader does not say again"),
     ("sync.cuh", "ptx::store_relaxed(g.echo(rank), word);", "", "a block does not answer"),
     ("sync.cuh", "word == kGo && met", "word == kGo", "go believed without again"),
-    (
-        "sync.cuh",
-        "answered = word;\n        }\n        met = met || word == kAgain;",
-        "answered = word;\n          met = true;\n        }",
-        "hello taken for again",
-    ),
+    ("sync.cuh", "met = met || word == kAgain;", "met = true;", "a stale go believed at the second look"),
     ("sync.cuh", "- target) >= 0; }", "- target) >= -1; }", "the barrier lets one block early"),
     ("row_group.cuh", "ptx::store_relaxed(finished + i, 0);", "", "rounds not cleared after use"),
     ("row_group.cuh", "i < kRoundWords;", "i < kBins;", "output counters not cleared after use"),

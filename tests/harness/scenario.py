@@ -108,15 +108,18 @@ def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -
 
 
 def telling_scenario(seed: int) -> Scenario:
-    """One instantiation, two groups of three blocks, many rows each: where mutations are looked for."""
+    """One instantiation, where mutations are looked for: in turn many rows of all kinds for two groups of three blocks,
+    and a shared row each for two groups of six, which mostly meet."""
     random = np.random.default_rng(seed)
-    logits, lengths = rows_of_every_path(14, 64, random)
+    meeting = seed % 2 == 1
+    rows, chunk, slots = (2, 252, 13) if meeting else (14, 500, 7)
+    logits, lengths = rows_of_every_path(rows, 64, random)
     return Scenario(
-        plan=plan_for(Problem(rows=14, width=WIDTH, k=64), 7, chunk=500),
+        plan=plan_for(Problem(rows=rows, width=WIDTH, k=64), slots, chunk=chunk),
         logits=logits,
-        lengths=lengths,
-        workspace=WORKSPACES[seed % len(WORKSPACES)],
+        lengths=np.full(rows, WIDTH, np.int32) if meeting else lengths,
+        workspace="words of the meeting" if meeting else str(random.choice(WORKSPACES)),
         offset=0,
-        slots=7,
+        slots=slots,
         seed=seed,
     )
