@@ -50,6 +50,31 @@ def _outlier(random: np.random.Generator, n: int) -> Floats:
     return row
 
 
+_SPECIALS = np.array([np.nan, np.inf, 3.4e38, 1.0, 1e-38, 1e-45, 0.0], np.float32)
+
+
+def _specials(random: np.random.Generator, n: int) -> Floats:
+    """NaN, infinities, the largest, denormals and zeros of both signs, all in one row."""
+    signs = random.choice(np.array([1, -1], np.float32), n)
+    row: Floats = random.choice(_SPECIALS, n) * signs
+    return row
+
+
+def _few_specials(random: np.random.Generator, n: int) -> Floats:
+    """Friendly values with so few special ones that the k largest are always of both kinds."""
+    row = random.standard_normal(n).astype(np.float32)
+    where = random.choice(n, min(n, 120), replace=False)
+    row[where] = _specials(random, len(where))
+    return row
+
+
+def _bfloat16(random: np.random.Generator, n: int) -> Floats:
+    """What an indexer with bf16 output gives: the lower 16 bits are zero, so near the threshold many values tie."""
+    bits = random.standard_normal(n).astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+    row: Floats = bits.view(np.float32)
+    return row
+
+
 INPUTS: dict[str, Make] = {
     "normal": lambda r, n: r.standard_normal(n).astype(np.float32),
     "uniform": lambda r, n: r.random(n, np.float32),
@@ -74,6 +99,9 @@ INPUTS: dict[str, Make] = {
     "mostly_minus_infinity": _mostly_minus_infinity,
     "all_nan": lambda r, n: np.full(n, np.nan, np.float32),
     "nan_payloads": _nan_payloads,
+    "specials": _specials,
+    "few_specials": _few_specials,
+    "bfloat16": _bfloat16,
     "any_bits": lambda r, n: r.integers(0, 2**32, n, dtype=np.uint32).view(np.float32),
 }
 

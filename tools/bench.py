@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,13 @@ import numpy.typing as npt
 
 import drvtopk
 from drvtopk.cache import Cache, default_folder
-from drvtopk.compiler import compile_source, nvrtc_version
+from drvtopk.compiler import compile_source
 from drvtopk.engine import Engine, current_engine
 from drvtopk.plan import Problem
 from drvtopk.reference import faults, ordered_keys
 from drvtopk.spec import ROUTES, align
 from tests.inputs import INPUTS, make
+from tools.provenance import provenance
 
 GRID_ROWS = (1, 4, 16, 64, 256)
 GRID_LENGTHS = (4096, 8192, 32768, 65536, 131072, 262144, 1048576)
@@ -61,12 +61,12 @@ class Clock:
         self.stream = self.driver.stream_create()
         self.pool, self.flush = pool, flush
 
-    def read(self, address: int, size: int, stream: int) -> None:
-        """Launches the kernel that reads `size` bytes once."""
+    def read(self, address: int, size: int, stream: int, *, per_sm: int = 2) -> None:
+        """Launches the kernel that reads `size` bytes once, with `per_sm` blocks for each SM at most."""
         values = (ctypes.c_uint64 * 3)(address, size // 16, self.flush)
         start = ctypes.addressof(values)
         pointers = (ctypes.c_void_p * 3)(start, start + 8, start + 16)
-        blocks = max(1, min(2 * self.sms, size // 16 // 1024))
+        blocks = max(1, min(per_sm * self.sms, size // 16 // 1024))
         self.driver.launch(self.function, blocks, 0, stream, ctypes.addressof(pointers), "read_floor")
 
     def time(self, launch: Launch, launches: int) -> tuple[float, float]:
@@ -213,14 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with drvtopk.primary_context():
         engine = current_engine()
         driver = engine.driver
-        about = {
-            "gpu": engine.device.name,
-            "driver": ".".join(map(str, driver.driver_version())),
-            "nvrtc": ".".join(map(str, nvrtc_version())),
-            "date": date.today().isoformat(),
-            "drvtopk": drvtopk.__version__,
-            "command": "python tools/bench.py " + " ".join(sys.argv[1:] if argv is None else argv),
-        }
+        about = provenance(engine, "tools/bench.py", argv)
         pool, flush = driver.mem_alloc(POOL_BYTES), driver.mem_alloc(FLUSH_BYTES)
         driver.memset(flush, 0, FLUSH_BYTES)
         clock = Clock(engine, pool, flush)

@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ import drvtopk
 from drvtopk.engine import Engine, Prepared, current_engine
 from drvtopk.plan import Problem
 from tools.bench import Clock
+from tools.provenance import provenance
 
 BYTES = 64 << 20
+WAVES = 16  # blocks an SM: small enough that the neighbour shares SMs instead of waiting for a second wave
 READS = 60
 SELECTIONS = 400
 BUDGETS = (None, 99, 66, 33, 8)
@@ -43,7 +44,7 @@ def read_time(clock: Clock, engine: Engine, address: int, beside: Prepared | Non
     pairs = [(driver.event_create(), driver.event_create()) for _ in range(READS)]
     for start, stop in pairs:
         driver.event_record(start, clock.stream)
-        clock.read(address, BYTES, clock.stream)
+        clock.read(address, BYTES, clock.stream, per_sm=WAVES)
         driver.event_record(stop, clock.stream)
     times = [driver.event_elapsed_ms(start, stop) * 1000 for start, stop in pairs]
     driver.synchronize()
@@ -72,12 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values, out = driver.mem_alloc(x.nbytes), driver.mem_alloc(4 * ROWS * K)
         driver.copy_to_device(values, x)
         alone = read_time(clock, engine, pool, None, ())
-        about = {
-            "gpu": engine.device.name,
-            "driver": ".".join(map(str, driver.driver_version())),
-            "date": date.today().isoformat(),
-            "command": "python tools/neighbour.py " + " ".join(sys.argv[1:] if argv is None else argv),
-        }
+        about = provenance(engine, "tools/neighbour.py", argv)
         print(f"{about['gpu']}: the neighbour alone reads {BYTES >> 20} MiB in {alone:.1f} us")
         for route in ("persistent", "filtered"):
             for budget in BUDGETS:

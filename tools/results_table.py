@@ -17,10 +17,10 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SHOWN_K = 1024
 
 
-def load() -> list[dict[str, Any]]:
-    """Every measured cell, in file order."""
-    files = sorted((ROOT / "tools" / "results").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line]
+def load(name: str) -> list[dict[str, Any]]:
+    """The lines of one file of results; none if it was never measured."""
+    file = ROOT / "tools" / "results" / name
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
@@ -44,11 +44,40 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def rewritten(readme: str, content: str) -> str:
-    """README with `content` between the markers."""
+def neighbour_table(lines: Sequence[dict[str, Any]]) -> str:
+    """What a reading neighbour loses beside back-to-back selections, by budget of SMs."""
+    if not lines:
+        return ""
+    about = lines[0]
+    shown = [
+        "",
+        f"Beside a neighbour that reads 64 MiB in {about['alone_us']:.1f} us alone ({about['gpu']}, driver {about['driver']},",
+        f"{about['date']}; selections of {about['rows']} x {about['len']:,}, k {about['k']}, back to back on another stream):",
+        f"the neighbour's time over its time alone. Command: `{about['command']}`",
+        "",
+        "| route | " + " | ".join("no budget" if b is None else f"{b} SMs" for b in _budgets(lines)) + " |",
+        "|---|" + "---:|" * len(_budgets(lines)),
+    ]
+    for route in dict.fromkeys(line["route"] for line in lines):
+        cells = [f"{line['ratio']:.2f}x ({line['grid']} blocks)" for line in lines if line["route"] == route]
+        shown.append(f"| {route} | " + " | ".join(cells) + " |")
+    return "\n".join(shown)
+
+
+def _budgets(lines: Sequence[dict[str, Any]]) -> list[int | None]:
+    return list(dict.fromkeys(line["sm_budget"] for line in lines))
+
+
+def content() -> str:
+    """Everything between the markers."""
+    return "\n".join(part for part in (table(load("h200.jsonl")), neighbour_table(load("neighbour.jsonl"))) if part)
+
+
+def rewritten(readme: str) -> str:
+    """README with the tables as the data has them between the markers."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+    return f"{before}{BEGIN}\n{content()}\n{END}{after}"
 
 
 def main() -> int:
@@ -57,7 +86,7 @@ def main() -> int:
     check = parser.parse_args().check
     readme = ROOT / "README.md"
     text = readme.read_text()
-    new = rewritten(text, table(load()))
+    new = rewritten(text)
     if check:
         return 0 if new == text else 1
     readme.write_text(new)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drvtopk.errors import InvalidArgument, PlanError
-from drvtopk.plan import Plan, Problem, calculated_occupancy, plan
-from drvtopk.spec import KNOWN_DEVICES, THREADS, DeviceInfo, KernelInfo, Tuning, Variant, group_state_bytes
+from drvtopk.plan import Plan, Problem, after_refusal, calculated_occupancy, plan
+from drvtopk.spec import KNOWN_DEVICES, THREADS, DeviceInfo, KernelInfo, Tuning, Variant, min_blocks
 
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 RADIX_THRESHOLD = 32768
@@ -47,6 +47,25 @@ problems = st.builds(
 )
 
 
+def fixed_bytes(k: int) -> int:
+    """A block's shared memory before what it holds: 2048 bins, 256 bytes of scratch, the staged output in 16s."""
+    return 2048 * 4 + 256 + (4 * k + 15) // 16 * 16
+
+
+def workspace_bytes(groups: int, group: int) -> int:
+    """A line, three histograms with 32 words behind each, two words a block; in lines of 128 bytes."""
+    return groups * ((128 + 3 * (2048 + 32) * 4 + 8 * group + 127) // 128 * 128)
+
+
+def sizes_by_hand(made: Plan, problem: Problem) -> None:
+    """Shared memory and load width once more, for either route."""
+    held = (4 * made.chunk + 15) // 16 * 16 if made.cooperative else 0
+    assert made.smem_bytes == fixed_bytes(made.k) + max(held, 8 * made.candidates)
+    shared = made.route == "persistent" and made.group > 1
+    starts = (problem.offset, problem.row_stride, made.chunk if shared else 0)
+    assert made.vec_size == next(v for v in (4, 2, 1) if all(start % v == 0 for start in starts))
+
+
 def by_hand(made: Plan, problem: Problem, device: DeviceInfo, occupancy: int) -> None:
     """The launch rules once more, without the planner's code."""
     assert made.resident_cap == device.sms * occupancy
@@ -63,7 +82,10 @@ def by_hand(made: Plan, problem: Problem, device: DeviceInfo, occupancy: int) ->
     if waits:
         assert made.grid <= made.resident_cap
         assert made.group * made.chunk >= problem.width
-        assert made.workspace_bytes == made.groups * group_state_bytes(made.group)
+        assert made.workspace_bytes == workspace_bytes(made.groups, made.group)
+    else:
+        assert made.workspace_bytes == 0
+    sizes_by_hand(made, problem)
 
 
 @settings(max_examples=600, deadline=None)
@@ -81,13 +103,11 @@ def test_every_plan_obeys_the_launch_rules(problem: Problem, device: DeviceInfo)
     assert made.smem_bytes <= device.smem_optin
     assert made.occupancy >= 1 and made.block == THREADS
     assert problem.offset % made.vec_size == problem.row_stride % made.vec_size == 0
-    assert made.variant.fixed_smem_bytes + 8 * made.candidates <= made.smem_bytes
     if made.route == "persistent":
         assert made.group == 1 or made.chunk % made.vec_size == 0
         by_hand(made, problem, device, made.occupancy)
-        if made.cooperative:
-            assert made.variant.fixed_smem_bytes + 4 * made.chunk <= made.smem_bytes
     else:
+        sizes_by_hand(made, problem)
         assert made.grid == made.groups == problem.rows and made.group == 1
         assert not made.cooperative and made.workspace_bytes == 0 and not made.headroom_kept
         assert made.rejected is not None and made.why.startswith("fallback: ")
@@ -115,6 +135,17 @@ def test_any_occupancy_and_chunk_give_a_plan_that_fits_or_the_fallback(
             plan(problem, device, answer, chunk=chunk, route="persistent")
 
 
+SMALLEST = DeviceInfo(
+    name="20 SMs, 48 KB",
+    arch="sm_86",
+    sms=20,
+    smem_optin=48 * 1024,
+    smem_per_sm=64 * 1024,
+    max_threads_per_sm=1024,
+    max_blocks_per_sm=16,
+)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 4096), st.integers(0, 5000), widths, st.integers(20, 200), st.integers(48, 99))
 def test_there_is_a_fallback_on_every_device_from_48_kb_on(k: int, rows: int, width: int, sms: int, kib: int) -> None:
@@ -133,6 +164,68 @@ def test_there_is_a_fallback_on_every_device_from_48_kb_on(k: int, rows: int, wi
 
     made = plan(Problem(rows=rows, width=width, k=k), device, occupancy, route="filtered")
     assert made.occupancy == 1 and made.smem_bytes <= kib * 1024
+
+
+@pytest.mark.parametrize("device", [SMALLEST, *KNOWN_DEVICES.values()], ids=lambda d: d.name)
+def test_there_is_a_plan_for_every_k(device: DeviceInfo) -> None:
+    """With registers as the kernels are limited to; the fallback where a row needs more blocks than there are."""
+    kernel = replace(KERNEL, registers=64 // min_blocks(device.arch))
+    for k in range(1, 4097):
+        for width in (100, 50_000, 2**31 - 1):
+            problem = Problem(rows=3, width=width, k=k)
+            made = plan(problem, device, lambda variant, smem: calculated_occupancy(kernel, device, smem))
+            assert made.occupancy >= 1 and made.smem_bytes <= device.smem_optin
+            assert made.grid <= made.resident_cap or not made.cooperative
+        assert made.route == "filtered" and "fallback: one row needs" in made.why
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems, st.sampled_from(list(KNOWN_DEVICES.values())))
+def test_the_planners_own_chunk_costs_no_resident_block(problem: Problem, device: DeviceInfo) -> None:
+    """It takes no more shared memory than leaves room for as many blocks as the SM has threads for."""
+    kernel = replace(KERNEL, registers=64 // min_blocks(device.arch))
+
+    def occupancy(variant: Variant, smem: int) -> int:
+        return calculated_occupancy(kernel, device, smem)
+
+    made = plan(problem, device, occupancy)
+    assert made.occupancy == device.max_threads_per_sm // THREADS
+    if made.cooperative and made.group > 1:
+        assert made.chunk >= 4096, "not split finer than pays"
+
+
+def test_no_block_that_fits_is_an_error_and_never_one_block() -> None:
+    device, problem = KNOWN_DEVICES["h200"], Problem(rows=4, width=100_000, k=1024)
+    for route in ("auto", "persistent", "filtered"):
+        with pytest.raises(PlanError, match="none fits"):
+            plan(problem, device, lambda variant, smem: 0, route=route)
+    made = plan(problem, device, lambda variant, smem: 0 if variant.route == "persistent" else 2)
+    assert made.route == "filtered" and made.rejected is not None
+    assert made.rejected.occupancy == made.rejected.resident_cap == 0
+    assert f"needs {made.rejected.smem_bytes} bytes" in made.why and f"{device.smem_optin} bytes" in made.why
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems, devices)
+def test_what_the_driver_refuses_becomes_a_fallback_that_waits_for_nobody(problem: Problem, device: DeviceInfo) -> None:
+    def occupancy(variant: Variant, smem: int) -> int:
+        return calculated_occupancy(KERNEL, device, smem)
+
+    tuning = Tuning(short_max=77, radix_threshold=400, max_candidates=900)
+    refused = plan(problem, device, occupancy, tuning=tuning)
+    if refused.cooperative:
+        made = after_refusal(refused, problem, device, occupancy, "the driver said 720")
+        assert made == replace(
+            plan(problem, device, occupancy, tuning=tuning, route="filtered"), why=made.why, rejected=made.rejected
+        )
+        assert made.route == "filtered" and not made.cooperative and made.grid == problem.rows
+        assert (
+            made.why == f"fallback: the driver said 720 for {refused.grid} blocks, {refused.resident_cap} were to fit"
+        )
+        rejected = made.rejected
+        assert rejected is not None
+        for name in ("route", "vec_size", "group", "chunk", "smem_bytes", "occupancy", "resident_cap"):
+            assert getattr(rejected, name) == getattr(refused, name)
 
 
 TABLE = [  # device, occupancy, widest row with headroom kept, widest row resident at all
@@ -185,6 +278,19 @@ def test_the_familys_published_limits(name: str, occupancy: int, kept: int, resi
 def test_the_occupancy_calculator(registers: int, smem: int, device: str, blocks: int) -> None:
     kernel = KernelInfo(registers=registers, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
     assert calculated_occupancy(kernel, KNOWN_DEVICES[device], smem) == blocks
+
+
+def test_the_occupancy_calculator_at_limits_that_no_known_device_reaches() -> None:
+    h200 = KNOWN_DEVICES["h200"]
+    assert calculated_occupancy(KERNEL, replace(h200, max_blocks_per_sm=1), 0) == 1
+    # 2 x (115712 + 1024) = 233472; one byte more takes a unit of 128 a block, so 255 spare bytes do not help
+    assert calculated_occupancy(KERNEL, replace(h200, smem_per_sm=233_472 + 255), 115_713) == 1
+    assert calculated_occupancy(KERNEL, replace(h200, smem_per_sm=233_472 + 256), 115_713) == 2
+    static = replace(KERNEL, static_smem_bytes=4096)
+    assert calculated_occupancy(static, h200, 115_712 - 4096) == 2
+    assert calculated_occupancy(static, h200, 115_712 - 4095) == 1
+    assert calculated_occupancy(static, h200, 232_448 - 4096) == 1
+    assert calculated_occupancy(static, h200, 232_448 - 4095) == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -272,8 +378,11 @@ def test_bad_planner_inputs_are_named() -> None:
         with pytest.raises(InvalidArgument) as caught:
             plan(problem, device, lambda variant, smem: 1, **arguments)
         assert caught.value.argument == argument
-    with pytest.raises(InvalidArgument, match="min_chunk"):
-        Tuning(min_chunk=0)
+    for threshold in ("short_max", "radix_threshold", "min_chunk", "max_candidates"):
+        for bad in (0, -1, 2**31):
+            with pytest.raises(InvalidArgument) as caught:
+                Tuning(**{threshold: bad})
+            assert caught.value.argument == threshold and str(bad) in str(caught.value)
     with pytest.raises(InvalidArgument, match="vec_size"):
         Variant(route="filtered", k=8, vec_size=3)
     with pytest.raises(InvalidArgument, match="sms"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,12 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from drvtopk.plan import Problem
 from drvtopk.spec import Tuning
-from tests.gpu.support import INSTANTIATIONS, Gpu
+from tests.gpu.support import INSTANTIATIONS, Floats, Gpu, layout
 from tests.inputs import INPUTS, make
 
 SMALL = Tuning(short_max=1024, radix_threshold=2048, min_chunk=256, max_candidates=512)
 WIDTHS = (513, 2049, 4100, 8192, 8193, 16384, 32768, 32769, 70_001)
+
+
+def paths_of(k: int) -> Tuning:
+    """Thresholds for which rows of a few times k elements take every path."""
+    return Tuning(short_max=2 * k, radix_threshold=4 * k, min_chunk=256, max_candidates=k)
+
+
 everywhere = pytest.mark.parametrize(("route", "k", "vec"), INSTANTIATIONS)
 
 
@@ -75,6 +84,20 @@ def test_exactly_enough_nans_that_one_must_be_taken(gpu: Gpu, route: str, k: int
 
 
 @everywhere
+def test_minus_infinity_comes_before_nan(gpu: Gpu, route: str, k: int, vec: int) -> None:
+    """Exactly k values are numbers, most of them -inf: each is in, and no NaN of either sign is."""
+    for n in (k + 1, 5000, 20_000, 50_000):
+        random = np.random.default_rng(n)
+        x = np.where(random.random((2, n)) < 0.5, np.float32(np.nan), -np.float32(np.nan)).astype(np.float32)
+        for row in x:
+            numbers = random.choice(n, k, replace=False)
+            row[numbers] = -np.inf
+            row[numbers[:100]] = random.standard_normal(100)
+        found = gpu.check(x, k, route=route, vec=vec)
+        assert not np.any(np.isnan(np.take_along_axis(x, found.astype(np.int64), 1)))
+
+
+@everywhere
 def test_degenerate_shapes(gpu: Gpu, route: str, k: int, vec: int) -> None:
     for rows, width in ((0, 100), (0, 0), (3, 0), (3, 1), (2, k - 1), (2, k), (2, k + 1)):
         gpu.check(make("normal", rows, width), k, route=route, vec=vec if rows else None)
@@ -88,14 +111,76 @@ def test_any_k(gpu: Gpu, route: str, k: int) -> None:
 
 
 @everywhere
-def test_rows_of_every_path_in_all_orders(gpu: Gpu, route: str, k: int, vec: int) -> None:
-    """One group takes them all, so what one row leaves behind meets every other kind."""
-    kinds = (0, k, 1000, 1900, 5000, 6000)  # empty, trivial, short, streamed, shared by the group (twice)
-    orders = list(itertools.permutations(kinds))[:: 1 if k == 512 else 9]
-    for start in range(0, len(orders), 120):
-        lengths = np.array(orders[start : start + 120], np.int32).reshape(-1)
-        x = make("narrow_1.03", len(lengths), 6000, seed=start)
-        gpu.check(x, k, lengths, route=route, vec=vec, tuning=SMALL)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rows_of_every_path_in_all_orders(gpu: Gpu, route: str, k: int, vec: int, groups: int) -> None:
+    """One group of blocks takes them all, or three in turn, so what a row leaves behind meets every other kind."""
+    width = 6 * k
+    kinds = (0, k, 2 * k - 1, 3 * k, 5 * k, width)  # empty, trivial, short, streamed, shared by the group (twice)
+    lengths = np.array(list(itertools.permutations(kinds))[:: 1 if k == 512 else 9], np.int32).reshape(-1)
+    offset, stride = layout(width, vec)
+    problem = Problem(rows=len(lengths), width=width, k=k, stride=stride, offset=offset)
+    chunk = k + k // 4  # five blocks share a row, the last of them the smallest part
+    plan = gpu.engine.plan(problem, route=route, tuning=paths_of(k), chunk=chunk if route == "persistent" else None)
+    if route == "persistent":
+        assert plan.cooperative and plan.group == 5 and plan.candidates >= k
+        state = plan.workspace_bytes // plan.groups
+        plan = dataclasses.replace(plan, groups=groups, grid=groups * plan.group, workspace_bytes=groups * state)
+    x = make("narrow_1.03", 40, width, seed=groups)[np.arange(len(lengths)) % 40]
+    gpu.check(x, k, lengths, vec=vec, prepared=gpu.engine.prepare(problem, plan=plan))
+
+
+@everywhere
+def test_a_wrong_hint_on_every_path(gpu: Gpu, route: str, k: int, vec: int) -> None:
+    lengths = np.array([0, k, k + 1, 2 * k, 2 * k + 1, 4 * k, 4 * k + 1, 6 * k], np.int32)
+    x = make("normal", len(lengths), 6 * k)
+    for hint in (0, 2 * k, 4 * k, 4 * k + 1):
+        gpu.check(x, k, lengths, route=route, vec=vec, max_seq_len=hint, tuning=paths_of(k))
+
+
+@everywhere
+def test_members_at_the_seams(gpu: Gpu, route: str, k: int, vec: int) -> None:
+    """The largest values stand where one block's, one step's or the row's part ends and the next begins."""
+    width, chunk = 70_000, 5000
+    lengths = np.array([width, width - 1, 65_537, 32_769, 32_768, 20_001, 8193, 8192, 5001], np.int32)
+    x = make("normal", len(lengths), width)
+    for row, n in enumerate(lengths):
+        seams = np.concatenate([[1, n], *(np.arange(step, n, step) for step in (chunk, 1024 * vec))])
+        where = np.unique(np.concatenate([seams - 1, seams[seams < n]]).astype(np.int64))
+        x[row, where] = 10 + np.arange(len(where), dtype=np.float32)
+    found = gpu.check(x, k, lengths, route=route, vec=vec, chunk=chunk if route == "persistent" else None)
+    assert all({0, n - 1} <= set(members.tolist()) for n, members in zip(lengths.tolist(), found, strict=True))
+
+
+def crowded(n: int, k: int, tied: int, level: int) -> Floats:
+    """A row whose k-th largest is in the middle of `tied` keys that only digit `level` + 1 tells apart."""
+    random = np.random.default_rng([n, k, tied, level])
+    shift = 21 if level == 0 else 10  # bits of a float that the digits up to `level` leave open
+    bin_of = np.uint32(0x3F800000 >> shift)
+    above, need = k - k // 2, k // 2
+    assert need < tied <= n - above
+    below = n - above - tied
+    tops = np.repeat(np.array([bin_of + 1, bin_of, bin_of - 1], np.uint32), (above, tied, below))
+    if level == 1:  # all in one opening bin: the second digit is 1 for `tied` and 0 and 2 for the others
+        tops = np.repeat(np.array([bin_of + 2, bin_of + 1, bin_of], np.uint32), (above, tied, below))
+    bits = random.permutation((tops << np.uint32(shift)) | random.integers(0, 1 << shift, n, dtype=np.uint32))
+    last = np.flatnonzero(bits >> np.uint32(shift) == tops[above])[-1]  # the likeliest to find no room: a member
+    bits[last] |= np.uint32((1 << shift) - 1)
+    return bits.view(np.float32)
+
+
+@everywhere
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_threshold_bin_with_as_many_keys_as_a_block_keeps(gpu: Gpu, route: str, k: int, vec: int, level: int) -> None:
+    """One fewer, just as many, one more and many more: where candidate buffers of other kernels dropped members."""
+    width = 20_000
+    offset, stride = layout(width, vec)
+    excess = (-1, 0, 1, 2, 64, 1024)
+    problem = Problem(rows=len(excess), width=width, k=k, stride=stride, offset=offset)
+    prepared = gpu.engine.prepare(problem, route=route)
+    keeps = prepared.plan.candidates
+    assert k < keeps - 1 and keeps + max(excess) < width - k, "else these rows test nothing"
+    x = np.stack([crowded(width, k, keeps + more, level) for more in excess])
+    gpu.check(x, k, vec=vec, prepared=prepared)
 
 
 @pytest.mark.parametrize("route", ["persistent", "filtered"])

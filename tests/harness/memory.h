@@ -77,7 +77,7 @@ class Memory {
   struct Write {
     Stamp stamp;
     unsigned value;
-    bool attached;  // to the write before it
+    bool attached;                      // to the write before it
     std::shared_ptr<const View> known;  // to who acquires it; null: nothing
   };
   using History = std::vector<Write>;

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from drvtopk.source import kernel_sources
+from tests.harness.scenario import telling_scenario
 
 _FOUND = (
     (re.compile(r"\n[^\n/]*__syncthreads\(\);"), "", "no barrier"),
@@ -85,3 +86,12 @@ def mutations() -> Iterator[Mutation]:
             raise ValueError(f"{file} does not hold {text!r} once: change the list of mutations with it")
         start = sources[file].index(text)
         yield changed(file, start, start + len(text), by, what)
+
+
+def caught(mutation: Mutation, schedules: int = 80) -> str:
+    """What the first schedule that notices the mutation says of it; nothing if none of them does."""
+    for seed in range(schedules):
+        complaint = telling_scenario(seed).complaint(sources=mutation.sources)
+        if complaint:
+            return f"schedule {seed}: {complaint}"
+    return ""

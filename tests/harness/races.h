@@ -7,31 +7,33 @@ enum class Access : unsigned char { kRead, kWrite, kAtomic };
 
 class Races {
  public:
+  static constexpr unsigned kNobody = ~0u, kSeveral = ~0u - 1;
+
   void reset(std::size_t bytes) { words_.assign(bytes / 4, Word{}); }
   std::size_t words() const { return words_.size(); }
 
-  // Null, or what is wrong with this access; `other` is then the other thread.
-  const char* check(std::size_t word, Access access, unsigned thread, unsigned interval, unsigned& other) {
+  // Whether this is the first access to memory that nobody wrote, and reads it.
+  bool unwritten(std::size_t word, Access access) {
+    const bool before = words_[word].written;
+    words_[word].written |= access != Access::kRead;
+    return access != Access::kWrite && !before;
+  }
+  // The thread that this access races with, kSeveral, or kNobody.
+  unsigned rival(std::size_t word, Access access, unsigned thread, unsigned interval) {
     Word& w = words_[word];
-    const bool written = w.written;
-    w.written |= access != Access::kRead;
     if (w.interval != interval) w = Word{interval, kNobody, kNobody, kNobody, w.written};
-    other = thread;
-    if (access != Access::kWrite && !written) return "was never written";
-    for (unsigned who : {w.writer, access == Access::kRead ? kNobody : w.reader, access == Access::kAtomic ? kNobody : w.adder}) {
-      if (who != kNobody && who != thread) {
-        other = who;
-        return "is a race";
-      }
+    const unsigned reader = access == Access::kRead ? kNobody : w.reader;
+    const unsigned adder = access == Access::kAtomic ? kNobody : w.adder;
+    for (unsigned who : {w.writer, reader, adder}) {
+      if (who != kNobody && who != thread) return who;
     }
     unsigned& mine = access == Access::kRead ? w.reader : access == Access::kWrite ? w.writer : w.adder;
-    mine = mine == kNobody || mine == thread ? thread : kMany;
-    return nullptr;
+    mine = mine == kNobody || mine == thread ? thread : kSeveral;
+    return kNobody;
   }
 
  private:
-  static constexpr unsigned kNobody = ~0u, kMany = ~0u - 1;  // who read, wrote or added in this interval
-  struct Word {
+  struct Word {  // who read, wrote or added in this interval
     unsigned interval = 0, reader = kNobody, writer = kNobody, adder = kNobody;
     bool written = false;
   };

@@ -26,6 +26,7 @@ Ints = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint32]
 
 HERE = Path(__file__).parent
+COMPILER = os.environ.get("CXX", "g++")
 BUILDS = Path(tempfile.gettempdir()) / f"drvtopk-harness-{os.getuid()}"
 _DYNAMIC = b"extern __shared__ __align__(16) unsigned char dynamic[];"
 _HERE_DYNAMIC = b"unsigned char* const dynamic = machine::shared_memory();"
@@ -54,27 +55,21 @@ def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanit
     if files[entry].count(_DYNAMIC) != 1:
         raise ValueError(f"{entry} declares its dynamic shared memory in another way than {_DYNAMIC.decode()}")
     files[entry] = files[entry].replace(_DYNAMIC, _HERE_DYNAMIC)
-    files["entry.h"] = f'#include "{entry}"\n#define HARNESS_ENTRY {variant.entry}\n'.encode()
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sanitize else []
-    common = [os.environ.get("CXX", "g++"), "-std=c++17", "-g", "-O1", "-Wall", "-Wno-unknown-pragmas", *checks]
-    hooks = [] if sanitize else ["-fsanitize=thread"]  # compiled in, not linked: machine.cpp brings its own
+    files["entry.h"] = f'#include "shim.h"\n#include "{entry}"\n#define HARNESS_ENTRY {variant.entry}\n'.encode()
+    compiler = [COMPILER, "-std=c++17", "-g", "-O1", "-Wall", "-Wno-unknown-pragmas"]
     host = {name: text for name, text in files.items() if name in _MACHINE}
-    stack = f"-DHARNESS_STACK={65536 if sanitize else 16384}"
-    machine = _made(
-        "machine.o", [*common, "-O2", f"-DHARNESS_THREADS={spec.THREADS}", stack, "-c", "machine.cpp"], host
-    )
-    kernel = _made(
-        "kernel.o",
-        [
-            *common,
-            *hooks,
-            *(f"-D{name}={value}" for name, value in definitions(variant, "sm_90a").items()),
-            "-c",
-            "kernel.cpp",
-        ],
-        files,
-    )
-    return _made("program", [*common, str(kernel), str(machine), "-o", "program"], {})
+    numbers = [f"-D{name}={value}" for name, value in definitions(variant, "sm_90a").items()]
+    threads = f"-DHARNESS_THREADS={spec.THREADS}"
+    if sanitize:
+        compiler += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        mode = ["-DHARNESS_SANITIZED", "-DHARNESS_STACK=65536"]
+        hooks = []
+    else:
+        mode = ["-O2", "-DHARNESS_STACK=16384"]
+        hooks = ["-fsanitize=thread"]  # compiled in, not linked: machine.cpp brings its own
+    machine = _made("machine.o", [*compiler, threads, *mode, "-c", "machine.cpp"], host)
+    kernel = _made("kernel.o", [*compiler, *hooks, *numbers, "-c", "kernel.cpp"], files)
+    return _made("program", [*compiler, str(kernel), str(machine), "-o", "program"], {})
 
 
 def _made(output: str, command: list[str], files: Mapping[str, bytes]) -> Path:
@@ -86,7 +81,10 @@ def _made(output: str, command: list[str], files: Mapping[str, bytes]) -> Path:
         with tempfile.TemporaryDirectory(dir=BUILDS) as folder:
             for file, text in files.items():
                 (Path(folder) / file).write_bytes(text)
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            try:
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            except FileNotFoundError:
+                raise RuntimeError(f"no host C++ compiler {COMPILER!r}: name one in CXX") from None
             if done.returncode:
                 raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
             (Path(folder) / output).replace(kept)
@@ -153,7 +151,7 @@ def simulate(
         status=status,
         out=found[:cut].reshape(-1, plan.k),
         workspace=found[cut:].view(np.uint32),
-        report=_named(done.stderr.decode(errors="replace"), plan),
+        report=_named(done.stderr.decode(errors="replace").strip(), plan),
     )
 
 
@@ -180,4 +178,4 @@ def _named(report: str, plan: Plan) -> str:
             word -= words
         return f"shared rest[{word}]"
 
-    return re.sub(r"shared (\d+)", in_shared, re.sub(r"(?<=polls )word (\d+)", in_workspace, report))
+    return re.sub(r"shared (\d+)", in_shared, re.sub(r"(?<=polling )word (\d+)", in_workspace, report))

@@ -1,4 +1,4 @@
-"""One simulated problem drawn from a seed: a plan of the planner's, rows of every path, a dirty workspace, a schedule."""
+"""One simulated problem drawn from a seed: the planner's plan, rows of every path, a dirty workspace, a schedule."""
 
 from __future__ import annotations
 
@@ -94,6 +94,10 @@ def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -
     problem = Problem(rows=rows, width=WIDTH, k=k, stride=align(WIDTH, 4) + extra, offset=offset)
     if random.random() < 0.2:
         problem = replace(problem, max_seq_len=int(random.integers(0, WIDTH)))  # a hint that may be wrong
+    if random.random() < 0.3:
+        problem = replace(problem, sm_budget=int(random.integers(1, slots + 1)))
+    if random.random() < 0.1:
+        problem = replace(problem, waits="never")
     chunk = int(random.integers(WIDTH // slots, WIDTH + 1)) if random.random() < 0.6 else None
     logits, lengths = rows_of_every_path(rows, k, random)
     return Scenario(
@@ -112,7 +116,7 @@ def telling_scenario(seed: int) -> Scenario:
     and a shared row each for two groups of six, which mostly meet."""
     random = np.random.default_rng(seed)
     meeting = seed % 2 == 1
-    rows, chunk, slots = (2, 252, 13) if meeting else (14, 500, 7)
+    rows, chunk, slots = (2, 252, 13) if meeting else (10, 500, 7)
     logits, lengths = rows_of_every_path(rows, 64, random)
     return Scenario(
         plan=plan_for(Problem(rows=rows, width=WIDTH, k=64), slots, chunk=chunk),
@@ -122,4 +126,20 @@ def telling_scenario(seed: int) -> Scenario:
         offset=0,
         slots=slots,
         seed=seed,
+    )
+
+
+def ancestor(slots: int) -> Scenario:
+    """The bug this project began with: one row shared by one block more than fit at once, launched all the same."""
+    chunk = max(100, -(-(TUNING.radix_threshold + 1) // (slots + 1)))
+    width = chunk * (slots + 1)
+    made = plan_for(Problem(rows=1, width=width, k=64), slots + 2, route="persistent", chunk=chunk)
+    return Scenario(
+        plan=made,
+        logits=make("normal", 1, width),
+        lengths=np.array([width], np.int32),
+        workspace="zeros",
+        offset=0,
+        slots=slots,
+        seed=slots,
     )

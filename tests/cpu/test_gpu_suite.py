@@ -1,0 +1,77 @@
+"""The GPU tests themselves, on an emulated device: they run, and each kind of wrong answer makes one of them fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.emulated import FAULTS
+
+ROOT = Path(__file__).resolve().parents[2]
+EXACT, LIVENESS = "tests/gpu/test_exact.py", "tests/gpu/test_liveness.py"
+# A fault, and the one test at one instantiation that has to notice it.
+CAUGHT = {
+    "coarse_keys": f"{EXACT}::test_named_inputs_at_every_path[narrow_1.245-filtered-2048-4]",
+    "first_missed": f"{EXACT}::test_members_at_the_seams[filtered-512-1]",
+    "last_missed": f"{EXACT}::test_members_at_the_seams[filtered-512-1]",
+    "seams_missed": f"{EXACT}::test_members_at_the_seams[persistent-512-1]",
+    "infinity_is_nan": f"{EXACT}::test_named_inputs_at_every_path[few_specials-filtered-512-4]",
+    "nan_is_minus_infinity": f"{EXACT}::test_minus_infinity_comes_before_nan[filtered-512-4]",
+    "denormals_flushed": f"{EXACT}::test_named_inputs_at_every_path[denormals-filtered-512-4]",
+    "saturated": f"{EXACT}::test_named_inputs_at_every_path[saturates_fp16-filtered-512-4]",
+    "raw_nan_order": f"{EXACT}::test_named_inputs_at_every_path[nan_payloads-filtered-512-4]",
+    "wide_bin_dropped": f"{EXACT}::test_a_threshold_bin_with_as_many_keys_as_a_block_keeps[0-filtered-2048-4]",
+    "duplicate": f"{EXACT}::test_ties_fill_the_prefix[filtered-512-4]",
+    "hole": f"{EXACT}::test_ties_fill_the_prefix[filtered-512-4]",
+    "stale_tail": f"{EXACT}::test_degenerate_shapes[filtered-512-4]",
+    "unsigned_lengths": f"{EXACT}::test_negative_and_zero_lengths_are_empty_rows[filtered-512-4]",
+    "unclamped_lengths": f"{EXACT}::test_lengths_are_clamped_and_nothing_past_the_width_is_selected[filtered-512-4]",
+    "lengths_ignored": f"{EXACT}::test_rows_of_every_path_in_all_orders[1-filtered-512-4]",
+    "hint_believed": f"{EXACT}::test_a_wrong_hint_costs_time_only[persistent-512-4]",
+    "writes_beside": f"{EXACT}::test_layouts[0-0-filtered]",
+    "writes_behind_workspace": f"{EXACT}::test_members_at_the_seams[persistent-512-4]",
+    "reads_workspace": f"{LIVENESS}::test_a_workspace_left_by_another_problem_is_as_good_as_a_fresh_one",
+    "rows_shifted_in_groups": f"{EXACT}::test_rows_of_every_path_in_all_orders[3-persistent-1024-4]",
+    "graph_keeps_lengths": f"{LIVENESS}::test_a_captured_graph_is_right_for_any_later_lengths[filtered]",
+    "oversubscription_accepted": (
+        f"{LIVENESS}::test_the_driver_refuses_real_oversubscription_and_the_fallback_answers[4]"
+    ),
+}
+
+
+RUNS = """
+import os, sys, pytest
+for line in sys.stdin:
+    os.environ["EMULATED_FAULT"], *tests = line.rstrip().split(",")
+    print("code", int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "tests.emulated", *tests])), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def codes() -> dict[str, int]:
+    """pytest's exit code for each fault, and "" for none, all from one process."""
+    runs = {"": sorted(set(CAUGHT.values())), **{fault: [test] for fault, test in CAUGHT.items()}}
+    asked = "".join(",".join([fault, *tests]) + "\n" for fault, tests in runs.items())
+    env = {**os.environ, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run([sys.executable, "-c", RUNS], cwd=ROOT, env=env, input=asked, capture_output=True, text=True)
+    found = re.findall(r"^code (\d+)$", done.stdout, re.M)
+    assert len(found) == len(runs), done.stdout + done.stderr
+    return dict(zip(runs, map(int, found), strict=True))
+
+
+def test_a_right_device_passes_what_the_wrong_ones_fail(codes: dict[str, int]) -> None:
+    assert codes[""] == pytest.ExitCode.OK
+
+
+def test_every_fault_has_its_test() -> None:
+    assert {*CAUGHT, "hangs"} == set(FAULTS), "a hang takes a minute to be noticed, so it is not tried here"
+
+
+@pytest.mark.parametrize("fault", CAUGHT)
+def test_a_wrong_device_is_caught(codes: dict[str, int], fault: str) -> None:
+    assert codes[fault] == pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,132 @@
+"""The kernels' own code, run on the CPU: exact on every path under every schedule; a grid that does not fit hangs."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from drvtopk.plan import Problem
+from drvtopk.reference import faults
+from drvtopk.source import kernel_sources
+from drvtopk.spec import align
+from tests.harness.runner import COMPILER, simulate
+from tests.harness.scenario import WIDTH, ancestor, any_scenario, plan_for, telling_scenario
+from tests.inputs import INPUTS, make
+
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
+
+K = 64
+LENGTHS = (WIDTH, WIDTH - 1, 601, 600, 301, 300, K + 1, K, K - 1, 1, 0, -1, -(2**31), 2**31 - 1)
+
+
+@pytest.mark.parametrize("route", ["persistent", "filtered"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_kind_of_input_on_every_path(name: str, route: str) -> None:
+    lengths = np.array(LENGTHS, np.int32)
+    x = make(name, len(lengths), WIDTH)
+    made = plan_for(Problem(rows=len(lengths), width=WIDTH, k=K), 7, route=route, chunk=500)
+    words = np.full(made.workspace_bytes // 4, 0xFFFFFFFF, np.uint32)
+    run = simulate(made, x, lengths, workspace=words, seed=len(name))
+    assert run.status == "done", run.report
+    assert faults(x, K, lengths, run.out) == []
+
+
+def test_schedules_layouts_plans_and_dirty_workspaces() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        complaints = list(pool.map(lambda seed: any_scenario(seed).complaint(), range(120)))
+    assert [f"seed {seed}: {text}" for seed, text in enumerate(complaints) if text] == []
+
+
+def test_under_address_and_undefined_behaviour_sanitizers() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        complaints = list(pool.map(lambda seed: any_scenario(seed, k=K).complaint(sanitize=True), range(16)))
+    assert [f"seed {seed}: {text}" for seed, text in enumerate(complaints) if text] == []
+
+
+rows_drawn = st.lists(
+    st.tuples(
+        st.one_of(st.integers(-2, 20), st.integers(295, 305), st.integers(595, 605), st.integers(0, 903)),
+        st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5),
+        st.integers(0, 12),
+        st.integers(0, 2**32 - 1),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rows=rows_drawn, slots=st.integers(3, 6), vec=st.sampled_from([1, 2, 4]), seed=st.integers(0, 2**32 - 1))
+def test_any_bits_any_lengths(rows: list[tuple[int, list[int], int, int]], slots: int, vec: int, seed: int) -> None:
+    """Rows of few values that differ in their lowest bits, so that ties and refinements come up everywhere."""
+    k, width = 16, 900
+    x = np.empty((len(rows), width), np.float32)
+    for into, (_, values, bits, row_seed) in zip(x, rows, strict=True):
+        random = np.random.default_rng(row_seed)
+        noise = random.integers(0, 1 << bits, width, dtype=np.uint32)
+        into[:] = (random.choice(np.array(values, np.uint32), width) ^ noise).view(np.float32)
+    lengths = np.array([length for length, *_ in rows], np.int32)
+    problem = Problem(rows=len(rows), width=width, k=k, stride=align(width, 4) + vec % 4, offset=vec % 4)
+    made = plan_for(problem, slots, chunk=width // (slots - 1))
+    words = np.random.default_rng(seed).integers(0, 3, made.workspace_bytes // 4, dtype=np.uint32)
+    run = simulate(made, x, lengths, workspace=words, seed=seed, offset=vec % 4)
+    assert run.status == "done", run.report
+    assert faults(x, k, lengths, run.out) == []
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 33])
+def test_one_block_more_than_fit_is_the_ancestors_deadlock(slots: int) -> None:
+    complaint = ancestor(slots).complaint()
+    assert complaint.startswith(f"deadlock: 0 of {slots + 1} blocks finished, 1 never started")
+    assert f"polling echo({slots}) of group 0" in complaint, "the leader waits for the block that is not resident"
+    assert complaint.count("polling arrivals of group 0") == slots - 1, "the others wait at the first barrier"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 33])
+def test_the_same_row_as_planned_for_those_slots_finishes(slots: int) -> None:
+    grid_too_large = ancestor(slots)
+    problem = Problem(rows=1, width=grid_too_large.plan.width, k=grid_too_large.plan.k)
+    for chunk in (grid_too_large.plan.chunk, -(-problem.width // slots)):
+        made = plan_for(problem, slots, chunk=chunk)
+        assert made.grid <= slots
+        assert replace(grid_too_large, plan=made).complaint() == ""
+
+
+def test_a_bounded_wait_reports_and_ends() -> None:
+    bug = ancestor(4)
+    limited = replace(bug.plan, tuning=replace(bug.plan.tuning, wait_limit=2000))
+    complaint = replace(bug, plan=limited).complaint()
+    assert complaint.startswith("deadlock: block ") and "gave up" in complaint
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    scenario = telling_scenario(0)
+    one, two, other = (
+        simulate(scenario.plan, scenario.logits, scenario.lengths, slots=scenario.slots, seed=seed)
+        for seed in (5, 5, 6)
+    )
+    assert np.array_equal(one.out, two.out) and np.array_equal(one.workspace, two.workspace)
+    assert not np.array_equal(one.out, other.out), "members are placed in the order in which blocks come"
+
+
+PLANTED = [
+    ("loads.cuh", "v < static_cast<int>(valid) ? __ldg(from + v) : 0.0f", "__ldg(from + v)", "which is"),
+    ("held.cuh", "keys[index - begin] = key", "keys[index - begin + 4000] = key", "past the end"),
+    ("row_alone.cuh", "out[i] = i < n", "out[i + 30000] = i < n", "not its own"),
+    ("row_alone.cuh", "out[i] = i < n", "out[0] = i < n", "written before"),
+]
+
+
+@pytest.mark.parametrize(("file", "text", "by", "says"), PLANTED)
+def test_the_harness_notices_an_access_out_of_place(file: str, text: str, by: str, says: str) -> None:
+    sources = dict(kernel_sources())
+    assert sources[file].count(text.encode()) == 1
+    sources[file] = sources[file].replace(text.encode(), by.encode())
+    found = [any_scenario(seed, k=K, slots=4).complaint(sources=sources) for seed in range(8)]
+    assert any(complaint.startswith("fault: ") and says in complaint for complaint in found), found

@@ -1,0 +1,265 @@
+"""The GPU tests against a device that is not there: `python -m pytest -p tests.emulated tests/gpu`.
+
+Memory is the host's, a launch is the numpy reference on what the parameter block says, and `EMULATED_FAULT` names one
+way of being wrong. It says nothing of the kernels; it shows that the GPU tests run, and that they can fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from drvtopk import driver as drv
+from drvtopk import engine
+from drvtopk.driver import Driver
+from drvtopk.engine import PARAMS_BYTES
+from drvtopk.reference import ordered_keys
+from drvtopk.spec import KernelInfo, Variant
+from tests.fake_driver import Answer, FakeDriver
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Ranking = Callable[[Floats], npt.NDArray[Any]]  # a row's values to keys that order as they do
+
+
+def _wide_bin_dropped(row: Floats) -> npt.NDArray[Any]:
+    """A candidate buffer that overflows: of a crowded bin only the first 4096 are seen."""
+    keys = ordered_keys(row)
+    digits = keys >> 21
+    crowded = np.flatnonzero(np.bincount(digits, minlength=2048) > 4096)
+    for digit in crowded:
+        keys[np.flatnonzero(digits == digit)[4096:]] = 0
+    return keys
+
+
+def _missed(row: Floats, where: Any) -> npt.NDArray[Any]:
+    keys = ordered_keys(row)
+    keys[where] = 0
+    return keys
+
+
+RANKINGS: dict[str, Ranking] = {
+    "coarse_keys": lambda row: ordered_keys(row) >> 4,
+    "first_missed": lambda row: _missed(row, 0),
+    "last_missed": lambda row: _missed(row, -1),
+    "seams_missed": lambda row: _missed(row, slice(5000, None, 5000)),
+    "infinity_is_nan": lambda row: _missed(row, np.isposinf(row)),
+    "nan_is_minus_infinity": lambda row: ordered_keys(np.where(np.isnan(row), np.float32(-np.inf), row)),
+    "denormals_flushed": lambda row: ordered_keys(np.where(np.abs(row) < 1.2e-38, np.float32(0), row)),
+    "saturated": lambda row: ordered_keys(np.clip(row, -65504, 65504)),
+    "raw_nan_order": lambda row: np.where(
+        row.view(np.uint32) >> 31 != 0, ~row.view(np.uint32), row.view(np.uint32) | np.uint32(1 << 31)
+    ),
+    "wide_bin_dropped": _wide_bin_dropped,
+}
+FAULTS = (
+    *RANKINGS,
+    "duplicate",
+    "hole",
+    "stale_tail",
+    "unsigned_lengths",
+    "unclamped_lengths",
+    "lengths_ignored",
+    "hint_believed",
+    "writes_beside",
+    "writes_behind_workspace",
+    "reads_workspace",
+    "rows_shifted_in_groups",
+    "graph_keeps_lengths",
+    "oversubscription_accepted",
+    "hangs",
+)
+
+
+class EmulatedDriver(FakeDriver):
+    """A FakeDriver with memory, streams that run at once, graphs, and launches that compute."""
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault = fault
+        self.held: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
+        self.variants: dict[int, str] = {}
+        self.recording: dict[int, list[Callable[[], None]]] = {}
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.copies = 0
+        self.latest: tuple[object, Ints] = (None, np.empty((0, 0), np.int32))
+
+    # Memory
+
+    def _inside(self, address: int, size: int) -> int:
+        for start, (_, length) in self.held.items():
+            if start <= address and address + size <= start + length:
+                return address
+        raise AssertionError(f"{size} bytes at {address:#x} are not inside one allocation")
+
+    def _array(self, address: int, shape: tuple[int, int], step: int, kind: Any) -> npt.NDArray[Any]:
+        if 0 in shape:
+            return np.empty(shape, kind)
+        words = (shape[0] - 1) * step + shape[1]
+        buffer: Any = (ctypes.c_uint32 * words).from_address(self._inside(address, 4 * words))
+        return np.lib.stride_tricks.as_strided(np.frombuffer(buffer, kind), shape, (4 * step, 4))
+
+    def _cuMemAlloc(self, size: int) -> int:
+        block = np.full(size + 512, 0xCD, np.uint8)
+        address = (block.ctypes.data + 255) // 256 * 256
+        self.held[address] = block, size
+        return address
+
+    def _cuMemAllocAsync(self, size: int, stream: int) -> int:
+        return self._cuMemAlloc(size)
+
+    def _cuMemFree(self, address: int) -> Answer:
+        del self.held[address]
+        return (0,)
+
+    def _cuMemFreeAsync(self, address: int, stream: int) -> Answer:
+        return self._cuMemFree(address)
+
+    def _cuMemGetInfo(self) -> Answer:
+        return 0, 4 << 30, 4 << 30
+
+    def _cuMemcpyHtoD(self, to: int, host: int, size: int) -> Answer:
+        self.copies += 1
+        ctypes.memmove(self._inside(to, size), host, size)
+        return (0,)
+
+    def _cuMemcpyDtoH(self, host: int, address: int, size: int) -> Answer:
+        ctypes.memmove(host, self._inside(address, size), size)
+        return (0,)
+
+    def _cuMemsetD8Async(self, address: int, byte: int, size: int, stream: int) -> Answer:
+        ctypes.memset(self._inside(address, size), byte, size)
+        return (0,)
+
+    # Kernels
+
+    def _cuModuleLoadData(self, cubin: bytes) -> int:
+        handle = self._handle()
+        self.variants[handle] = cubin.decode()
+        return handle
+
+    def _cuModuleGetFunction(self, module: int, name: bytes) -> int:
+        handle = self._handle()
+        self.variants[handle] = self.variants[module]
+        return handle
+
+    def _cuLaunchKernel(self, function: int, grid: int, *rest: Any) -> Answer:
+        return self._launch(function, rest[6], rest[7])
+
+    def _cuLaunchCooperativeKernel(self, function: int, grid: int, *rest: Any) -> Answer:
+        cap = self.sms * self.blocks(rest[5])
+        if grid > cap and self.fault != "oversubscription_accepted":
+            return (720,)
+        if self.fault == "hangs":
+            time.sleep(1000)
+        return self._launch(function, rest[6], rest[7])
+
+    def _launch(self, function: int, stream: int, pointers: int) -> Answer:
+        (block,) = (ctypes.c_void_p * 1).from_address(pointers)
+        assert block is not None
+        params = ctypes.string_at(block, PARAMS_BYTES)  # copied during the call, as the driver does
+        route, k = self.variants[function].split()
+        counts = None
+        if self.fault == "graph_keeps_lengths" and stream in self.recording:
+            lengths, rows = int(np.frombuffer(params, np.uint64, 2)[1]), int(np.frombuffer(params, np.uint32, 13)[12])
+            counts = self._array(lengths, (1, rows), rows, np.int32)[0].copy()
+
+        def work() -> None:
+            self._select(route, int(k), params, counts)
+
+        if stream in self.recording:
+            self.recording[stream].append(work)
+        else:
+            work()
+        return (0,)
+
+    def _select(self, route: str, k: int, params: bytes, counts: Ints | None) -> None:
+        logits, lengths, out, workspace, stride, out_stride = np.frombuffer(params, np.uint64, 6).tolist()
+        rows, width, group, groups, _, _, cooperative, _ = np.frombuffer(params, np.uint32, 8, 48).tolist()
+        fault = self.fault
+        past = 1 if fault == "unclamped_lengths" and rows and width else 0
+        x = self._array(logits, (rows, width + past), stride, np.float32)
+        given = self._array(lengths, (1, rows), rows, np.int32)[0] if lengths else np.full(rows, width, np.int32)
+        given = given if counts is None else counts
+        beside = 1 if fault == "writes_beside" and out_stride > k else 0
+        to = self._array(out, (rows, k + beside), out_stride, np.int32)
+        if cooperative:
+            words = groups * (128 + 3 * 2080 * 4 + 8 * group) // 4
+            state = self._array(workspace, (1, words), words, np.uint32)[0]
+            if fault == "reads_workspace" and state[0] not in (0, 0xCDCDCDCD):
+                return
+            state[:] = 7
+            if fault == "writes_behind_workspace":
+                ctypes.memset(workspace + groups * ((128 + 3 * 2080 * 4 + 8 * group + 127) // 128 * 128), 1, 4)
+        question = (self.copies, logits, lengths, params[32:], k)
+        if question == self.latest[0]:  # the same launch again, on what nobody has changed since
+            to[...] = self.latest[1]
+            return
+        rank = RANKINGS.get(fault, ordered_keys)
+        for row in range(rows):
+            n = int(given[row])
+            if fault == "unsigned_lengths" and n < 0:
+                n = width
+            n = width if fault == "lengths_ignored" else min(max(n, 0), width + past)
+            if fault == "hint_believed" and not cooperative and route == "persistent":
+                n = min(n, 32768)
+            m = min(n, k)
+            from_row = (row + groups) % rows if fault == "rows_shifted_in_groups" and row >= groups else row
+            keys = rank(np.ascontiguousarray(x[from_row, :n])) if n else np.empty(0)
+            best = np.argpartition(keys, n - m)[n - m :] if n > m else np.arange(n)
+            to[row, :m] = best
+            if fault != "stale_tail":
+                to[row, m:] = -1
+            if fault == "duplicate" and m > 1:
+                to[row, m - 1] = to[row, 0]
+            if fault == "hole" and m == k:
+                to[row, m - 1] = -1
+        self.latest = question, to.copy()
+
+    # Graphs
+
+    def _cuStreamBeginCapture(self, stream: int, mode: Any) -> Answer:
+        self.recording[stream] = []
+        return (0,)
+
+    def _cuStreamEndCapture(self, stream: int) -> int:
+        handle = self._handle()
+        self.graphs[handle] = self.recording.pop(stream)
+        return handle
+
+    def _cuGraphInstantiate(self, graph: int, flags: int) -> int:
+        return graph
+
+    def _cuGraphLaunch(self, graph: int, stream: int) -> Answer:
+        for work in self.graphs[graph]:
+            work()
+        return (0,)
+
+    def _cuEventElapsedTime(self, start: Any, stop: Any) -> float:
+        return 0.001
+
+
+def _compile(variant: Variant, arch: str, *, cache: object = None) -> object:
+    info = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
+    return SimpleNamespace(cubin=f"{variant.route} {variant.k}".encode(), info=info)
+
+
+def install(fault: str = "") -> None:
+    """Makes the emulated device this process's only one."""
+    drv._loaded = Driver(EmulatedDriver(fault))
+    engine._engines.clear()
+    vars(engine).update(compile_variant=_compile, nvrtc_version=lambda: (12, 9))
+
+
+def pytest_configure() -> None:
+    fault = os.environ.get("EMULATED_FAULT", "")
+    assert fault in ("", *FAULTS)
+    install(fault)
+    os.environ["PYTEST_ADDOPTS"] = "-p tests.emulated"  # for the tests that run in a process of their own

@@ -1,0 +1,30 @@
+"""What it takes to repeat a measurement: GPU, driver, compiler, version, date, command."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import drvtopk
+from drvtopk.compiler import nvrtc_version
+from drvtopk.engine import Engine
+
+
+def provenance(engine: Engine, script: str, argv: Sequence[str] | None) -> dict[str, str]:
+    """The fields that each line of a results file ends with."""
+    cuda = ".".join(map(str, engine.driver.driver_version()))
+    try:
+        found = re.search(r"\d{3}\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        found = None
+    return {
+        "gpu": engine.device.name,
+        "driver": f"{found[0]} (CUDA {cuda})" if found else f"CUDA {cuda}",
+        "nvrtc": ".".join(map(str, nvrtc_version())),
+        "date": date.today().isoformat(),
+        "drvtopk": drvtopk.__version__,
+        "command": " ".join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
+    }
