@@ -1,16 +1,20 @@
 """Times rows x length x k x input on this machine's GPU, beside the time to just read the same bytes.
 
     python tools/bench.py --out tools/results/h200.jsonl
+    python tools/bench.py --quick                 # a few cells, under a minute
     python tools/bench.py --rows 1,64 --len 4096,131072 --k 1024 --input normal,all_equal --route auto,filtered
 
 Method: a CUDA graph of N launches, each on its own slice of a pool larger than L2 and with its own output and
 workspace; L2 flushed by reading before each replay; replay time / N; the median of 51 replays. Every timed output is
-checked exactly afterwards; a wrong one ends the run with exit code 1. The floor is timed by the same method.
+checked exactly afterwards; a wrong one ends the run with exit code 1. The floor is timed by the same method, before
+and after, and the lower one counts. `control_us` is one fixed small read, timed in every cell: where it differs between
+cells, so did the machine, and the cells cannot be compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import sys
@@ -37,11 +41,15 @@ from tools.provenance import provenance
 GRID_ROWS = (1, 4, 16, 64, 256)
 GRID_LENGTHS = (4096, 8192, 32768, 65536, 131072, 262144, 1048576)
 GRID_KS = (512, 1024, 2048)
+QUICK_ROWS, QUICK_LENGTHS, QUICK_KS = (1, 32, 256), (4096, 65536, 262144), (1024,)
 REPLAYS = 51
 MOST_LAUNCHES = 100  # a replay's own cost, some microseconds, is shared by so many
 POOL_BYTES = 4 << 30
 FLUSH_BYTES = 256 << 20  # at least twice any L2
 LARGEST_SLICE = 512 << 20
+CONTROL_BYTES = 16 << 10
+DRIFT = 0.05  # of the control read, beyond which the cells of a run cannot be compared
+WARM_UP_SECONDS = 0.05  # of reading before each timing: a GPU that has just idled runs at another clock
 
 Launch = Callable[[int, int], None]  # (which slice, stream)
 
@@ -69,11 +77,22 @@ class Clock:
         blocks = max(1, min(per_sm * self.sms, size // 16 // 1024))
         self.driver.launch(self.function, blocks, 0, stream, ctypes.addressof(pointers), "read_floor")
 
+    def floor(self, size: int, step: int, launches: int) -> float:
+        """Microseconds to read `size` bytes once, from slices that are `step` bytes apart."""
+        return self.time(lambda which, stream: self.read(self.pool + which * step, size, stream), launches)[0]
+
+    def control(self) -> float:
+        """The same small read in every cell: it differs only where the machine does."""
+        return self.floor(CONTROL_BYTES, CONTROL_BYTES, MOST_LAUNCHES)
+
     def time(self, launch: Launch, launches: int) -> tuple[float, float]:
         """Microseconds a launch: the median over the replays, and half the spread of the middle half."""
         driver, stream = self.driver, self.stream
-        launch(0, stream)  # loads and warms up outside the capture
-        driver.stream_synchronize(stream)
+        launch(0, stream)  # loads outside the capture
+        until = time.monotonic() + WARM_UP_SECONDS
+        while time.monotonic() < until:
+            self.read(self.flush, FLUSH_BYTES, stream)
+            driver.stream_synchronize(stream)
         driver.begin_capture(stream)
         for which in range(launches):
             launch(which, stream)
@@ -127,7 +146,7 @@ def measure(
         driver.copy_to_device(clock.pool + which * slice_bytes, x)
     driver.synchronize()
     size = slice_bytes
-    floor, _ = clock.time(lambda which, stream: clock.read(clock.pool + which * size, x.nbytes, stream), launches)
+    floor = clock.floor(x.nbytes, size, launches)
     found = []
     out_bytes = 4 * rows * k
     for route in routes:
@@ -149,6 +168,7 @@ def measure(
                 prepared.launch(clock.pool + which * size, 0, outs + which * out_bytes, ws + which * step, stream)
 
             microseconds, spread = clock.time(launch, launches)
+            floor_after, control = clock.floor(x.nbytes, size, launches), clock.control()
             host = np.empty((launches, rows, k), np.int32)
             driver.copy_to_host(host, outs)
         finally:
@@ -169,7 +189,8 @@ def measure(
                 "planned": route == "auto",
                 "us": round(microseconds, 3),
                 "spread_us": round(spread, 3),
-                "floor_us": round(floor, 3),
+                "floor_us": round(min(floor, floor_after), 3),
+                "control_us": round(control, 3),
                 "launches": launches,
                 "grid": plan.grid,
                 "group": plan.group,
@@ -181,21 +202,62 @@ def measure(
 
 
 def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    """Comma-separated positive integers."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+def drift(results: Sequence[dict[str, Any]]) -> float:
+    """How far apart the control reads of a run are: 0.1 is ten per cent."""
+    controls = [row["control_us"] for row in results]
+    return float(max(controls) / min(controls) - 1)
+
+
+class Budget:
+    """Seconds for a whole run. A cell is begun only if it is expected to end in time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.until = time.monotonic() + seconds
+        self.slower = 1.0  # than the guess below: the worst cell so far
+
+    @staticmethod
+    def guess(rows: int, length: int, k: int, routes: int) -> float:
+        """Seconds of a cell: kernels to compile, slices to fill, the oracle's reading, outputs to check."""
+        size = 4 * rows * length
+        launches = max(1, min(MOST_LAUNCHES, POOL_BYTES // size))
+        return 1 + 4e-10 * size * launches + routes * (2 + 1.5e-8 * size + 1e-7 * rows * k * launches)
+
+    def allows(self, guess: float) -> bool:
+        return time.monotonic() + guess * self.slower <= self.until
+
+    def spent(self, guess: float, seconds: float) -> None:
+        self.slower = max(self.slower, seconds / guess)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=numbers, default=GRID_ROWS, help="comma-separated")
-    parser.add_argument("--len", type=numbers, default=GRID_LENGTHS, dest="lengths", help="comma-separated")
-    parser.add_argument("--k", type=numbers, default=GRID_KS, help="comma-separated")
+    parser.add_argument("--rows", type=numbers, help="comma-separated")
+    parser.add_argument("--len", type=numbers, dest="lengths", help="comma-separated")
+    parser.add_argument("--k", type=numbers, help="comma-separated")
     parser.add_argument("--input", default="normal", help=f"comma-separated, or 'all': {', '.join(INPUTS)}")
     parser.add_argument("--route", default="auto", help=f"comma-separated: auto, {', '.join(ROUTES)}")
-    parser.add_argument("--out", type=Path, help="JSON lines are written here (default: not at all)")
+    parser.add_argument("--quick", action="store_true", help="a few cells, where --rows, --len, --k name no others")
+    parser.add_argument("--out", type=Path, help="JSON lines, each written when measured (default: not at all)")
     parser.add_argument(
-        "--time-budget", type=float, default=500, help="seconds; cells beyond it are named and left out"
+        "--time-budget", type=float, default=500, help="seconds; cells that would end later are named and left out"
     )
-    return parser.parse_args(argv)
+    asked = parser.parse_args(argv)
+    rows, lengths, ks = (QUICK_ROWS, QUICK_LENGTHS, QUICK_KS) if asked.quick else (GRID_ROWS, GRID_LENGTHS, GRID_KS)
+    asked.rows, asked.lengths, asked.k = asked.rows or rows, asked.lengths or lengths, asked.k or ks
+    asked.inputs = list(INPUTS) if asked.input == "all" else asked.input.split(",")
+    asked.routes = asked.route.split(",")
+    for option, given, known in (("--input", asked.inputs, INPUTS), ("--route", asked.routes, ("auto", *ROUTES))):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"{option}: got {','.join(unknown)}, allowed is {', '.join(known)}")
+    return asked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,14 +265,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not drvtopk.devices():
         print("no GPU: nothing was measured", file=sys.stderr)
         return 1
-    started = time.monotonic()
-    inputs = list(INPUTS) if asked.input == "all" else asked.input.split(",")
-    unknown = [name for name in inputs if name not in INPUTS]
-    if unknown:
-        print(f"bench: error: --input: got {unknown}, allowed is {', '.join(INPUTS)}", file=sys.stderr)
-        return 2
+    budget = Budget(asked.time_budget)
     results, left_out = [], []
-    with drvtopk.primary_context():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(drvtopk.primary_context())
+        out = None
+        if asked.out is not None:
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            out = stack.enter_context(asked.out.open("w"))
         engine = current_engine()
         driver = engine.driver
         about = provenance(engine, "tools/bench.py", argv)
@@ -223,24 +285,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for length in asked.lengths:
             for rows in asked.rows:
-                for name in inputs:
+                for name in asked.inputs:
                     for k in asked.k:
-                        if 4 * rows * length > LARGEST_SLICE or time.monotonic() - started > asked.time_budget:
+                        guess = budget.guess(rows, length, k, len(asked.routes))
+                        if 4 * rows * length > LARGEST_SLICE or not budget.allows(guess):
                             left_out.append((k, rows, length, name))
                             continue
-                        for row in measure(clock, engine, rows, length, k, name, asked.route.split(",")):
+                        begun = time.monotonic()
+                        measured = measure(clock, engine, rows, length, k, name, asked.routes)
+                        budget.spent(guess, time.monotonic() - begun)
+                        for row in measured:
                             results.append({**row, **about})
+                            if out is not None:
+                                out.write(json.dumps(results[-1]) + "\n")
+                                out.flush()
                             print(
                                 f"{k:>5} {rows:>5} {length:>8} {name:<22} {row['route']:<11} {row['us']:>9.2f} "
                                 f"{row['spread_us']:>6.2f} {row['floor_us']:>8.2f} {row['us'] / row['floor_us']:>6.2f}",
                                 flush=True,
                             )
-    if asked.out is not None:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text("".join(json.dumps(row) + "\n" for row in results))
     if results:
         ratios = [row["us"] / row["floor_us"] for row in results]
         print(f"{len(results)} cells, all exact; geometric mean over the floor {np.exp(np.mean(np.log(ratios))):.2f}x")
+        if drift(results) > DRIFT:
+            print(f"NOT COMPARABLE: the control read took {drift(results):.0%} longer in some cells than in others")
     if left_out:
         print(f"left out (time budget, or over {LARGEST_SLICE >> 20} MiB): {len(left_out)} cells: {left_out[:12]}")
     return 0

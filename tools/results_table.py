@@ -51,8 +51,9 @@ def neighbour_table(lines: Sequence[dict[str, Any]]) -> str:
     about = lines[0]
     shown = [
         "",
-        f"Beside a neighbour that reads 64 MiB in {about['alone_us']:.1f} us alone ({about['gpu']}, driver {about['driver']},",
-        f"{about['date']}; selections of {about['rows']} x {about['len']:,}, k {about['k']}, back to back on another stream):",
+        f"Beside a neighbour that reads 64 MiB in {about['alone_us']:.1f} us alone ({about['gpu']}, driver",
+        f"{about['driver']}, {about['date']}; selections of {about['rows']} x {about['len']:,}, k {about['k']}, back",
+        "to back on another stream):",
         f"the neighbour's time over its time alone. Command: `{about['command']}`",
         "",
         "| route | " + " | ".join("no budget" if b is None else f"{b} SMs" for b in _budgets(lines)) + " |",
