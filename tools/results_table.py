@@ -36,12 +36,25 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
         f"{about['gpu']}, driver {about['driver']}, {about['date']}, drvtopk {about['drvtopk']}; k {SHOWN_K},",
         "normal values, float32, the planned route, L2 cold. Microseconds a launch and, in brackets, that over the",
         f"time to read the same bytes once. Command: `{about['command']}`",
+        *_drift(shown),
         "",
         "| rows | " + " | ".join(f"{n:,}" for n in lengths) + " |",
         "|---:|" + "---:|" * len(lengths),
     ]
     lines += [f"| {r} | " + " | ".join(at.get((r, n), "") for n in lengths) + " |" for r in rows]
     return "\n".join(lines)
+
+
+def _drift(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """The caveat that the data itself carries: how steady one fixed read was over the cells."""
+    control = [c["control_us"] for c in cells if "control_us" in c]
+    if not control or max(control) <= 1.05 * min(control):
+        return []
+    return [
+        "",
+        f"A fixed control read took {min(control):.2f} us in some of these cells and {max(control):.2f} us in others",
+        "(see [tools](tools/README.md)), so compare small cells with their own floor only.",
+    ]
 
 
 def neighbour_table(lines: Sequence[dict[str, Any]]) -> str:
