@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 from drvtopk import __version__
 from drvtopk.cli import compiling, demo, doctor, planning, selecting
+from drvtopk.cli.output import one_line_warning
 from drvtopk.errors import InvalidArgument, PlanError, TopKError
 
 BAD_INPUT, FAILED = 2, 1
@@ -33,15 +36,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _settle_stdout() -> None:
+    """A stdout that takes no more would be tried again at exit, and fail there with lines of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code is 0, 2 for bad input, 1 for anything else that went wrong."""
     try:
-        arguments = _parser().parse_args(argv)
-        return int(arguments.run(arguments))
+        with warnings.catch_warnings():
+            warnings.showwarning = one_line_warning
+            arguments = _parser().parse_args(argv)
+            code = int(arguments.run(arguments))
+            sys.stdout.flush()  # so that a full disk is an error here, and not after the exit code is known
+            return code
     except (_UsageError, InvalidArgument, PlanError) as error:
         code, message = BAD_INPUT, str(error)
     except (TopKError, OSError) as error:
         code, message = FAILED, str(error)
+        _settle_stdout()
+    except MemoryError as error:
+        code, message = FAILED, f"out of memory: {error}" if str(error) else "out of memory"
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     print(f"drvtopk: error: {' '.join(message.split())}", file=sys.stderr)

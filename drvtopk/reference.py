@@ -27,10 +27,12 @@ def row_lengths(rows: int, width: int, lengths: Ints | None) -> npt.NDArray[np.i
     """Each row's length, clamped to [0, width]; the width where no lengths are given."""
     if lengths is None:
         return np.full(rows, width, dtype=np.int64)
-    flat = np.asarray(lengths).reshape(-1).astype(np.int64)
+    flat = np.asarray(lengths).reshape(-1)
     if flat.size != rows:
         raise InvalidArgument("lengths", f"{flat.size} values", f"one for each of the {rows} rows")
-    return np.clip(flat, 0, width)
+    if flat.dtype == np.uint64:  # past 2^63 a cast to int64 would turn negative
+        flat = np.minimum(flat, np.uint64(width))
+    return np.clip(flat.astype(np.int64), 0, width)
 
 
 def topk_reference(logits: Floats, k: int, lengths: Ints | None = None) -> npt.NDArray[np.int32]:

@@ -13,9 +13,11 @@ from typing import Any
 from drvtopk import __version__
 from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.output import add_json, print_json, print_pairs
-from drvtopk.compiler import NVRTC_VARIABLE, nvrtc_path, nvrtc_version, supported_archs
+from drvtopk.compiler import NVRTC_VARIABLE, check_arch, nvrtc_path, nvrtc_version, supported_archs
 from drvtopk.driver import load
-from drvtopk.errors import TopKError
+from drvtopk.errors import InvalidArgument, TopKError
+from drvtopk.source import kernel_sources
+from drvtopk.spec import DeviceInfo
 
 
 def add(commands: Any) -> None:
@@ -35,6 +37,14 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
+def _compiles_for(device: DeviceInfo) -> bool:
+    try:
+        check_arch(device.arch)
+    except InvalidArgument:
+        return False
+    return True
+
+
 def examine() -> dict[str, Any]:
     """Everything the report says, as data; `missing` has a sentence for each thing without which nothing runs."""
     missing: list[str] = []
@@ -48,6 +58,7 @@ def examine() -> dict[str, Any]:
             return None
 
     cache = Cache(default_folder())
+    ask(kernel_sources)
     nvrtc = ask(nvrtc_version)
     driver = ask(load)
     devices = ask(driver.devices) if driver is not None else None
@@ -56,6 +67,12 @@ def examine() -> dict[str, Any]:
         missing.append(
             f"NVRTC {_dotted(nvrtc)} is newer than the driver, which runs CUDA {_dotted(version)}: install "
             f"nvidia-cuda-nvrtc-cu{version[0]}, or name its library in {NVRTC_VARIABLE}"
+        )
+    if nvrtc and devices and not any(map(_compiles_for, devices)):
+        listed = ", ".join(f"{d.name} ({d.arch})" for d in devices)
+        missing.append(
+            f"no device that NVRTC {_dotted(nvrtc)} compiles these kernels for, only {listed}: they need compute "
+            f"capability 8.0; for a device newer than this NVRTC, name a newer library in {NVRTC_VARIABLE}"
         )
     return {
         "drvtopk": __version__,

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -37,6 +37,18 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 def note(text: str) -> None:
     """Something a person should know, beside the result."""
     print(text, file=sys.stderr)
+
+
+def one_line_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A `warnings.showwarning` for a person: no file name, no source line."""
+    note(f"drvtopk: warning: {' '.join(str(message).split())}")
 
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:

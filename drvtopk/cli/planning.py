@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from drvtopk.api import primary_context
@@ -13,8 +13,19 @@ from drvtopk.cli.output import add_json, print_json, print_pairs, whole
 from drvtopk.compiler import compile_variant
 from drvtopk.engine import current_engine
 from drvtopk.errors import DriverUnavailable, InvalidArgument
-from drvtopk.plan import Occupancy, Problem, calculated_occupancy, plan
-from drvtopk.spec import KNOWN_DEVICES, MAX_K, MAX_ROWS, MAX_WIDTH, ROUTES, WAITS, DeviceInfo, KernelInfo, Variant
+from drvtopk.plan import MAX_STRIDE, Occupancy, Plan, Problem, calculated_occupancy, plan
+from drvtopk.spec import (
+    KNOWN_DEVICES,
+    MAX_K,
+    MAX_ROWS,
+    MAX_WIDTH,
+    ROUTES,
+    WAITS,
+    DeviceInfo,
+    KernelInfo,
+    Variant,
+    group_state_bytes,
+)
 
 
 def add(commands: Any) -> None:
@@ -22,7 +33,7 @@ def add(commands: Any) -> None:
     names = ", ".join(KNOWN_DEVICES)
     parser.add_argument("--device", default="auto", help=f"auto: the GPU of this machine; or {names}")
     parser.add_argument("--rows", type=whole(0, MAX_ROWS), required=True)
-    parser.add_argument("--stride", type=whole(0, MAX_WIDTH), required=True, help="elements between rows")
+    parser.add_argument("--stride", type=whole(0, MAX_STRIDE), required=True, help="elements between rows")
     parser.add_argument("--width", type=whole(0, MAX_WIDTH), help="columns of a row (default: the stride)")
     parser.add_argument("--k", type=whole(1, MAX_K), required=True)
     parser.add_argument("--route", choices=("auto", *ROUTES), default="auto")
@@ -116,14 +127,34 @@ def _report(
             {
                 **document,
                 "offset": problem.offset,
+                "fixed_smem_bytes": made.variant.fixed_smem_bytes,
+                "group_state_bytes": group_state_bytes(made.group) if made.cooperative else 0,
                 "occupancy_source": source,
                 "device_info": dataclasses.asdict(device),
                 "kernels": asked.kernels,
+                "asked": {
+                    "device": arguments.device,
+                    "route": arguments.route,
+                    "waits": problem.waits,
+                    "sm_budget": problem.sm_budget,
+                    "sms": arguments.sms,
+                    "smem_optin": arguments.smem_optin,
+                    "occupancy": arguments.occupancy,
+                    "chunk": arguments.chunk,
+                },
             }
         )
     else:
-        hidden = ("why", "tuning", "rejected")
         print(made.why)
-        print_pairs((name, value) for name, value in document.items() if name not in hidden)
-        print_pairs([("occupancy from", source)])
+        print_pairs(_for_a_person(made, source))
     return 0
+
+
+def _for_a_person(made: Plan, source: str) -> Iterator[tuple[str, object]]:
+    for name, value in dataclasses.asdict(made).items():
+        if name not in ("why", "tuning", "rejected"):
+            yield name, value
+        if name == "occupancy":
+            yield "occupancy from", source
+    if made.rejected is not None:
+        yield "rejected", ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(made.rejected).items())

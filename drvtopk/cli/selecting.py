@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from drvtopk.api import devices, primary_context, topk
 from drvtopk.cli.output import add_json, note, print_json, whole
 from drvtopk.engine import current_engine
 from drvtopk.errors import InvalidArgument
-from drvtopk.plan import Problem
+from drvtopk.plan import Plan, Problem
 from drvtopk.reference import row_lengths, topk_reference
 from drvtopk.spec import MAX_K, MAX_WIDTH, ROUTES
 
@@ -37,11 +40,21 @@ def load(argument: str, path: Path) -> npt.NDArray[Any]:
     """The array in a .npy file, never unpickled. Raises InvalidArgument."""
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise InvalidArgument(argument, str(path), f"a readable .npy file ({error})") from error
     if not isinstance(found, np.ndarray):
         raise InvalidArgument(argument, str(path), "a .npy file of one array")
     return found
+
+
+def check_out(path: Path) -> None:
+    """InvalidArgument for a place that cannot be written to, before any work is done for it."""
+    if not path.parent.is_dir():
+        raise InvalidArgument("--out", str(path), "a file in a folder that exists")
+    if path.is_dir():
+        raise InvalidArgument("--out", str(path), "a file; this is a folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidArgument("--out", str(path), "a file that may be written")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,31 +66,34 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidArgument("--lengths", f"dtype {lengths.dtype}", "integers")
     rows, width = logits.shape
     row_lengths(rows, width, lengths)  # refuses a wrong count before anything is done
-    if not arguments.out.parent.is_dir():
-        raise InvalidArgument("--out", str(arguments.out), "a file in a folder that exists")
+    check_out(arguments.out)
     found = devices()
-    why = NOT_ON_A_DEVICE
+    made: Plan | None = None
     started = time.perf_counter()
     if found:
         indices = topk(logits, arguments.k, lengths, max_seq_len=arguments.max_seq_len, route=arguments.route)
         with primary_context():
             problem = Problem(rows=rows, width=width, k=arguments.k, max_seq_len=arguments.max_seq_len)
-            why = current_engine().prepare_once(problem, arguments.route).plan.why
+            made = current_engine().prepare_once(problem, arguments.route).plan
     else:
         note(f"drvtopk: warning: {NOT_ON_A_DEVICE}; this is the numpy reference")
         indices = topk_reference(logits, arguments.k, lengths)
     seconds = time.perf_counter() - started
+    why = NOT_ON_A_DEVICE if made is None else made.why
     with arguments.out.open("wb") as file:
         np.save(file, indices)
     if arguments.json:
         print_json(
             {
+                "logits": str(arguments.logits),
+                "lengths": None if arguments.lengths is None else str(arguments.lengths),
                 "out": str(arguments.out),
                 "rows": rows,
                 "width": width,
                 "k": arguments.k,
                 "device": found[0].name if found else None,
                 "why": why,
+                "plan": None if made is None else dataclasses.asdict(made),
                 "seconds": seconds,
             }
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ import pytest
 import drvtopk
 from drvtopk.__main__ import main
 from drvtopk.cli import indexer
-from drvtopk.errors import DriverUnavailable
+from drvtopk.errors import CompileError, DriverUnavailable
 from drvtopk.plan import Plan
-from drvtopk.reference import faults
+from drvtopk.reference import faults, topk_reference
 from drvtopk.spec import KernelInfo
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +101,17 @@ def test_compile_reports_and_writes_every_instantiation(capsys: pytest.CaptureFi
     assert "persistent<7,4>" in capsys.readouterr().out
 
 
+def test_compile_gives_seconds_only_where_it_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ("compile", "--arch", "sm_80", "--k", "9", "--vec-size", "1", "--route", "filtered")
+    for extra, cached in (((), False), ((), True), (("--no-cache",), False)):
+        (row,) = document(capsys, *one, *extra)["instantiations"]
+        assert row["from_cache"] is cached and (row["seconds"] == 0) is cached
+    assert main([*one]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  cached")
+    assert main([*one, "--no-cache"]) == 0
+    assert float(capsys.readouterr().out.splitlines()[-1].split()[-1]) > 0
+
+
 def test_plan_is_a_calculator(capsys: pytest.CaptureFixture[str]) -> None:
     common = ("plan", "--device", "h200", "--rows", "4", "--k", "1024", "--chunk", "8472")
     found = document(capsys, *common, "--stride", "1118304")
@@ -144,12 +160,19 @@ BAD = [
     [*PLAN, "--chunk", "0"],
     [*PLAN, "--stride", "9999999", "--route", "persistent"],
     [*PLAN, "--occupancy", "0"],
+    [*PLAN, "--occupancy", "65"],
     ["topk", "missing.npy", "--k", "8", "--out", "o.npy"],
     ["topk", "{bad}", "--k", "8", "--out", "o.npy"],
     ["topk", "{f64}", "--k", "8", "--out", "o.npy"],
+    ["topk", "{zip}", "--k", "8", "--out", "o.npy"],
+    ["topk", "{huge}", "--k", "8", "--out", "o.npy"],
+    ["topk", "{cut}", "--k", "8", "--out", "o.npy"],
+    ["topk", "{flat}", "--k", "8", "--out", "o.npy"],
+    ["topk", "{good}", "--k", "8", "--lengths", "{zip}", "--out", "o.npy"],
     ["topk", "{good}", "--k", "8", "--lengths", "{f64}", "--out", "o.npy"],
     ["topk", "{good}", "--k", "8", "--lengths", "{short}", "--out", "o.npy"],
     ["topk", "{good}", "--k", "8", "--out", "/nowhere/at/all.npy"],
+    ["topk", "{good}", "--k", "8", "--out", "folder"],
     ["topk", "{good}", "--out", "o.npy"],
 ]
 
@@ -163,8 +186,64 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     np.save("f64.npy", np.zeros((3, 9)))
     np.save("good.npy", np.zeros((3, 9), np.float32))
     np.save("short.npy", np.zeros(2, np.int32))
-    filled = [a.format(bad="bad.npy", f64="f64.npy", good="good.npy", short="short.npy") for a in argv]
+    np.save("flat.npy", np.zeros(9, np.float32))
+    Path("cut.npy").write_bytes(Path("good.npy").read_bytes()[:150])
+    Path("zip.npy").write_bytes(b"PK\3\4 and no more of the archive")
+    with Path("huge.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**9)}
+        np.lib.format.write_array_header_1_0(file, header)
+    Path("folder").mkdir()
+    names = ("bad", "f64", "good", "short", "flat", "cut", "zip", "huge")
+    filled = [a.format(**{name: f"{name}.npy" for name in names}) for a in argv]
     assert main(filled) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("drvtopk: error: ") and shown.err.count("\n") == 1
     assert not Path("o.npy").exists()
+
+
+def test_a_failure_that_is_not_the_callers_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CompileError("persistent<512,1>", ("-std=c++17",), "line 1\nline 2")
+
+    monkeypatch.setattr("drvtopk.cli.compiling.compile_variant", refuse)
+    for argv in (["compile", "--arch", "sm_90a"], ["compile", "--arch", "sm_90a", "--json"]):
+        assert main(argv) == 1
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.count("\n") == 1 and "line 1 line 2" in shown.err
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_beside_the_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path / "file" / "folder"))
+    assert main([*PLAN, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["route"] == "persistent"
+    assert shown.err.startswith("drvtopk: warning: compiled kernels") and shown.err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line_too() -> None:
+    command = [sys.executable, "-m", "drvtopk", *PLAN, "--occupancy", "2"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 1 and done.stderr.startswith("drvtopk: error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_demo_that_is_wrong_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any) -> Any:
+        out = topk_reference(*arguments)
+        out[0, 0] = out[0, 1]
+        return out
+
+    monkeypatch.setattr("drvtopk.cli.demo.topk_reference", wrong)
+    assert main(["demo", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["exact"] and len(found["faults"]) == 1
+    assert main(["demo"]) == 1
+    shown = capsys.readouterr().out
+    assert "WRONG:" in shown and "exact: all" not in shown

@@ -74,3 +74,53 @@ def test_bad_input_is_named() -> None:
         topk_reference(np.zeros((1, 2)), 1)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="lengths: "):
         topk_reference(np.zeros((1, 2), np.float32), 1, np.zeros(2, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("length", "place", "index", "said"),
+    [
+        (100, 3, 9, "stand twice"),  # any member of equal values will do, but not one of them again
+        (6, 3, 4, "stand twice"),  # a row that fits as a whole is a list of members all the same
+        (100, 0, -3, "outside"),  # which numpy would take for the third from the end
+        (6, 5, -1, "outside"),
+        (100, 9, 100, "outside"),
+        (6, 9, 7, "past the first 6"),
+    ],
+)
+def test_what_equal_values_would_hide_is_seen(length: int, place: int, index: int, said: str) -> None:
+    x = make("all_equal", 1, 200)
+    lengths = np.array([length])
+    out = np.arange(10, dtype=np.int32)[None].copy()
+    out[0, length:] = -1
+    assert faults(x, 10, lengths, out) == []
+    out[0, place] = index
+    (found,) = faults(x, 10, lengths, out)
+    assert said in found and found.startswith(f"row 0 (length {length}): ")
+
+
+def test_one_element_more_than_places_is_looked_at() -> None:
+    x = np.arange(11, dtype=np.float32)[None]
+    assert faults(x, 10, None, np.arange(1, 11, dtype=np.int32)[None]) == []
+    assert "keys differ" in faults(x, 10, None, np.arange(10, dtype=np.int32)[None])[0]
+
+
+def test_lengths_are_clamped_to_what_exists() -> None:
+    x = make("normal", 4, 50)
+    lengths = np.array([2**31 - 1, -(2**31), 51, -1], np.int64)
+    found = topk_reference(x, 60, lengths)
+    assert [int(np.count_nonzero(row >= 0)) for row in found] == [50, 0, 50, 0]
+    assert faults(x, 60, lengths, found) == []
+    assert np.array_equal(found[[0, 2]], topk_reference(x, 60)[[0, 2]])
+
+
+def test_unsigned_lengths_do_not_wrap() -> None:
+    x = make("normal", 3, 50)
+    found = topk_reference(x, 60, np.array([2**63, 2**64 - 1, 7], np.uint64))
+    assert [int(np.count_nonzero(row >= 0)) for row in found] == [50, 50, 7]
+
+
+def test_as_many_rows_are_reported_as_asked_for() -> None:
+    x = make("normal", 12, 30)
+    wrong = np.full((12, 5), -1, np.int32)
+    assert [len(faults(x, 5, None, wrong)), len(faults(x, 5, None, wrong, limit=3))] == [8, 3]
+    assert faults(x, 5, None, wrong, limit=3)[2].startswith("row 2 ")

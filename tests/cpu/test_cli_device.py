@@ -1,0 +1,159 @@
+"""The commands with a device under them, which is emulated: right, wrong, too old, or failing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drvtopk import driver as drv
+from drvtopk import engine
+from drvtopk.__main__ import main
+from drvtopk.cli import demo, indexer
+from drvtopk.driver import Driver
+from drvtopk.reference import faults
+from tests import emulated
+from tests.emulated import EmulatedDriver
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> EmulatedDriver:
+    """The process's only device, for one test."""
+    device = EmulatedDriver()
+    monkeypatch.setattr(drv, "_loaded", Driver(device))
+    monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(engine, "compile_variant", emulated._compile)
+    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
+    return device
+
+
+def test_demo_times_launches_back_to_back_and_nothing_else(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["cooperative"]
+    assert (found["seed"], found["heads"], found["head_dim"]) == (demo.SEED, indexer.HEADS, indexer.HEAD_DIM)
+    timed = [name for name in api.names if name.startswith(("cuEvent", "cuLaunch"))]
+    first = timed.index("cuEventRecord")
+    run = ["cuEventRecord", *["cuLaunchCooperativeKernel"] * demo.LAUNCHES, "cuEventRecord"]
+    run += ["cuEventSynchronize", "cuEventElapsedTime"]
+    assert timed[first:-2] == run * (1 + demo.RUNS)
+    assert found["microseconds"] == pytest.approx(0.001 * 1000 / demo.LAUNCHES)  # the emulated device's millisecond
+    assert f"{demo.LAUNCHES} back to back" in found["timed"]
+
+
+def test_the_warming_run_is_not_counted(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([5000.0, 1.0, 1.0, 2.0, 3.0, 3.0])
+    monkeypatch.setattr(api, "replace", {"cuEventElapsedTime": lambda *_: (0, next(times))})
+    assert main(["demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["microseconds"] == pytest.approx(2000 / demo.LAUNCHES)
+
+
+@pytest.mark.parametrize("fault", ["duplicate", "hole", "stale_tail", "lengths_ignored"])
+def test_demo_on_a_wrong_device_fails_and_names_the_rows(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    api.fault = fault
+    assert main(["demo"]) == 1
+    shown = capsys.readouterr().out
+    assert "WRONG:\n  row " in shown and "exact: all" not in shown
+    assert main(["demo", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["exact"] and found["faults"]
+
+
+def test_topk_reports_the_plan_that_ran(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    x, lengths = np.random.default_rng(1).standard_normal((3, 40_000)).astype(np.float32), np.array([40_000, 3, -1])
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "n.npy", lengths)
+    out = tmp_path / "out.npy"
+    argv = ["topk", str(tmp_path / "x.npy"), "--k", "64", "--out", str(out), "--json"]
+    assert main([*argv, "--lengths", str(tmp_path / "n.npy"), "--route", "filtered"]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert shown.err == "" and found["device"] == "Fake H200" and found["lengths"] == str(tmp_path / "n.npy")
+    assert found["plan"]["route"] == "filtered" and found["plan"]["why"] == found["why"]
+    launched = [name for name in api.names if name.startswith("cuLaunch")]
+    assert launched == ["cuLaunchKernel"], "what ran is what is reported"
+    assert faults(x, 64, lengths, np.load(out)) == []
+    assert main([*argv, "--max-seq-len", "100"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["max_seq_len"] == 100
+    assert "cuLaunchCooperativeKernel" not in api.names, "the hint was given to what ran, too"
+
+
+def test_topk_with_a_route_that_does_not_fit_is_bad_input(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    api.blocks = lambda smem: 0 if smem > 50_000 else 1
+    api.sms = 2
+    np.save(tmp_path / "x.npy", np.zeros((1, 200_000), np.float32))
+    out = tmp_path / "out.npy"
+    argv = ["topk", str(tmp_path / "x.npy"), "--k", "64", "--out", str(out)]
+    assert main([*argv, "--route", "persistent"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and "cannot run" in shown.err and not out.exists()
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith("fallback: ")
+
+
+def test_plan_auto_is_the_drivers_answer_within_the_given_limits(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["plan", "--rows", "4", "--stride", "100000", "--k", "1024", "--chunk", "25000", "--json"]
+    api.blocks = lambda smem: 2 if smem <= 113_000 else 1
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["occupancy"], found["occupancy_source"], found["device"]) == (2, "driver", "Fake H200")
+    assert main([*argv, "--smem-optin", "60000", "--sms", "50"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["route"] == "filtered" and found["rejected"]["occupancy"] == 0 and found["sms"] == 50
+
+
+@pytest.mark.parametrize(
+    ("argv", "call"),
+    [
+        (["demo"], "cuLaunchCooperativeKernel"),
+        (["demo", "--json"], "cuMemAlloc"),
+        (["plan", "--rows", "4", "--stride", "100000", "--k", "8"], "cuModuleLoadData"),
+        (["plan", "--rows", "4", "--stride", "100000", "--k", "8"], "cuDeviceGetAttribute"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else v[0],
+)
+def test_a_driver_error_is_one_line_and_exit_code_1(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], argv: list[str], call: str
+) -> None:
+    api.fail[call] = 2
+    assert main(argv) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"drvtopk: error: {call} returned 2 ") and shown.count("\n") == 1
+
+
+def test_doctor_is_content_only_with_a_device_that_the_kernels_run_on(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drvtopk.cli.doctor.nvrtc_version", lambda: (12, 9))
+
+    def examined(code: int) -> list[str]:
+        assert main(["doctor", "--json"]) == code
+        missing = json.loads(capsys.readouterr().out)["missing"]
+        assert isinstance(missing, list)
+        return missing
+
+    assert examined(0) == []
+    api.version = 11080
+    (said,) = examined(1)
+    assert "newer than the driver, which runs CUDA 11.8" in said and "nvidia-cuda-nvrtc-cu11" in said
+    api.version = 13000
+    api.attributes |= {"COMPUTE_CAPABILITY_MAJOR": 7, "COMPUTE_CAPABILITY_MINOR": 5}
+    (said,) = examined(1)
+    assert "Fake H200 (sm_75)" in said and "8.0" in said
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "Fake H200" in shown and "numpy" in shown, "the rest is printed all the same"

@@ -1,0 +1,138 @@
+"""python -m drvtopk plan is a calculator: its JSON alone is enough to redo every figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from drvtopk.__main__ import main
+
+COMMON = ["plan", "--device", "h200", "--rows", "4", "--stride", "100000", "--k", "1024"]
+# Register counts do not matter where the occupancy is given, and then nothing is compiled.
+GIVEN = [*COMMON, "--occupancy", "2"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRVTOPK_CACHE", str(tmp_path_factory.mktemp("plan-cache")))
+        yield
+
+
+def document(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def up(value: int, to: int) -> int:
+    return -(-value // to) * to
+
+
+def redo(d: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a plan, from its inputs in the document and the rules of drvtopk/README.md."""
+    device, tuning, asked = d["device_info"], d["tuning"], d["asked"]
+    sms = device["sms"] if asked["sm_budget"] is None else min(device["sms"], asked["sm_budget"])
+    waits = d["route"] == "persistent" and d["max_seq_len"] > tuning["radix_threshold"]
+    parts = d["route"] == "persistent" and -(-d["width"] // d["chunk"])
+    group = max(1, parts)
+    step = d["chunk"] if group > 1 else 4
+    vec = next(v for v in (4, 2, 1) if d["offset"] % v == d["stride"] % v == step % v == 0)
+    fixed = 2048 * 4 + 256 + up(4 * d["k"], 16)
+    blocks = device["max_threads_per_sm"] // 1024
+    budget = min(device["smem_optin"], (device["smem_per_sm"] // blocks - device["smem_reserved"]) // 128 * 128)
+    held = up(4 * d["chunk"], 16) if waits else 0
+    candidates = max(held // 8, min(tuning["max_candidates"], (budget - fixed) // 8))
+    smem = fixed + max(held, 8 * candidates)
+    if asked["occupancy"] is None:
+        (kernel,) = (one for one in d["kernels"] if one["variant"] == f"{d['route']}<{d['k']},{vec}>")
+        warps = 4 * (device["regs_per_sm"] // 4 // up(32 * kernel["registers"], 256))
+        by_memory = device["smem_per_sm"] // (up(kernel["static_smem_bytes"] + smem, 128) + device["smem_reserved"])
+        occupancy = min(blocks, warps // 32, by_memory, device["max_blocks_per_sm"])
+    else:
+        occupancy = asked["occupancy"]
+    cap = sms * occupancy
+    headroom = 0 if not waits else sms if occupancy > 1 else 1
+    kept = waits and cap - headroom >= group
+    if d["route"] == "persistent":
+        groups = max(1, min((cap - headroom * kept) // group, d["rows"]))
+    else:
+        groups = d["rows"] if asked["sm_budget"] is None else min(d["rows"], cap)
+    state = up(128 + 3 * 2080 * 4 + 8 * group, 128) if waits else 0
+    return {
+        "sms": sms,
+        "needs_cooperation": waits,
+        "cooperative": waits,
+        "group": group,
+        "vec_size": vec,
+        "fixed_smem_bytes": fixed,
+        "candidates": candidates,
+        "smem_bytes": smem,
+        "occupancy": occupancy,
+        "resident_cap": cap,
+        "headroom": headroom,
+        "headroom_kept": kept,
+        "groups": groups,
+        "grid": groups * group,
+        "group_state_bytes": state,
+        "workspace_bytes": groups * state,
+    }
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["--chunk", "8472"],
+        ["--rows", "300", "--stride", "262144"],
+        ["--stride", "9000000"],  # a fallback
+        ["--max-seq-len", "9000"],
+        ["--width", "50001", "--offset", "2"],
+        ["--sm-budget", "20"],
+        ["--sm-budget", "20", "--route", "filtered", "--rows", "500"],
+        ["--occupancy", "1", "--sms", "77"],
+        ["--device", "gb10", "--k", "4096"],
+        ["--device", "a100", "--k", "77", "--chunk", "10001"],
+    ],
+    ids=" ".join,
+)
+def test_every_figure_can_be_redone_from_the_document(capsys: pytest.CaptureFixture[str], extra: list[str]) -> None:
+    found = document(capsys, *COMMON, *extra)
+    redone = redo(found)
+    assert {name: found[name] for name in redone} == redone
+
+
+def test_every_option_reaches_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = document(capsys, *GIVEN)
+    assert plain["cooperative"] and plain["width"] == plain["stride"] == 100000 and plain["kernels"] == []
+    never = document(capsys, *GIVEN, "--waits", "never")
+    assert never["route"] == "filtered" and "forbids" in never["why"] and never["asked"]["waits"] == "never"
+    budget = document(capsys, *GIVEN, "--sm-budget", "20")
+    assert budget["sms"] == 20 and budget["grid"] <= 40 < plain["grid"] and budget["device_info"]["sms"] == 132
+    narrow = document(capsys, *GIVEN, "--width", "40000")
+    assert (narrow["width"], narrow["stride"], narrow["vec_size"]) == (40000, 100000, 4)
+    assert document(capsys, *GIVEN, "--width", "40000", "--stride", "100001")["vec_size"] == 1
+    far = document(capsys, *GIVEN, "--width", "40000", "--stride", "3000000000")
+    assert far["stride"] == 3_000_000_000
+    small = document(capsys, *GIVEN, "--smem-optin", "40000", "--chunk", "25000")
+    assert small["route"] == "filtered" and small["rejected"]["occupancy"] == 0 and small["smem_bytes"] <= 40000
+    assert document(capsys, *GIVEN, "--sms", "66")["resident_cap"] == 132
+
+
+def test_a_width_that_no_index_reaches_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GIVEN, "--stride", "3000000000"]) == 2  # the width is the stride unless given
+    shown = capsys.readouterr()
+    assert shown.err.startswith("drvtopk: error: width: ") and shown.err.count("\n") == 1 and not shown.out
+
+
+def test_a_person_sees_the_reason_first_and_what_was_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GIVEN, "--stride", "9000000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("fallback: one row needs ")
+    assert lines[-1].startswith("rejected") and "resident_cap 264" in lines[-1]
+    assert any(line.split() == ["occupancy", "from", "given"] for line in lines)
+    assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines[1:]}) == 1, "one column of values"
