@@ -15,17 +15,17 @@ from drvtopk.spec import (
     DEFAULT_TUNING,
     MAX_ROWS,
     MAX_WIDTH,
+    PLAIN,
     ROUTES,
     THREADS,
-    VEC_SIZES,
     WAITS,
     DeviceInfo,
     KernelInfo,
+    Options,
     Tuning,
     Variant,
     align,
     check_k,
-    group_state_bytes,
 )
 
 Occupancy = Callable[[Variant, int], int]
@@ -52,13 +52,14 @@ class Problem:
     stride: int | None = None
     """Elements from one row's start to the next; the width unless given."""
     offset: int = 0
-    """The base address in elements modulo 4 (0: 16-byte aligned)."""
+    """The base address in elements modulo 8 (0: aligned to the widest load)."""
     max_seq_len: int | None = None
     """A hint: no length is expected to exceed it; the width unless given. A wrong hint costs time only."""
     waits: str = "allowed"
     """"never": only launches in which no block waits for another, so that one free block slot is enough to finish."""
     sm_budget: int | None = None
     """At most as many blocks as fit on so many SMs at once; the whole device unless given."""
+    options: Options = PLAIN
 
     def __post_init__(self) -> None:
         _check_int("rows", self.rows, 0, MAX_ROWS)
@@ -142,17 +143,24 @@ class Plan:
     workspace_bytes: int
     why: str
     tuning: Tuning
+    options: Options = PLAIN
     rejected: Rejected | None = None
 
     @property
     def variant(self) -> Variant:
         """The instantiation to compile and launch."""
-        return Variant(route=self.route, k=self.k, vec_size=self.vec_size, tuning=self.tuning)
+        return Variant(route=self.route, k=self.k, vec_size=self.vec_size, tuning=self.tuning, options=self.options)
 
 
-def vec_size(offset: int, stride: int, chunk: int) -> int:
-    """The widest load, in elements, that the base address, the row stride and every chunk start allow."""
-    return next(v for v in sorted(VEC_SIZES, reverse=True) if not (offset % v or stride % v or chunk % v))
+def vec_size(problem: Problem, chunk: int) -> int:
+    """The widest load, in elements, that the base address, the row stride and every chunk start allow.
+
+    Where windows begin anywhere, so do chunks: the kernel then begins at the load that the first element lies in.
+    """
+    step = 0 if problem.options.row_starts else chunk
+    return next(
+        v for v in reversed(problem.options.vec_sizes) if not (problem.offset % v or problem.row_stride % v or step % v)
+    )
 
 
 def calculated_occupancy(kernel: KernelInfo, device: DeviceInfo, smem_bytes: int) -> int:
@@ -187,17 +195,18 @@ def _candidates(variant: Variant, device: DeviceInfo) -> int:
 
 def _chunk(problem: Problem, variant: Variant, device: DeviceInfo) -> int:
     """Elements one block holds: few rows spread over all SMs, many rows take as few blocks each as memory allows."""
-    largest = max(4, (_smem_budget(device) - variant.fixed_smem_bytes) // 4 // 4 * 4)
+    step = variant.vec_size  # the widest: every chunk then begins where such a load may
+    largest = max(step, (_smem_budget(device) - variant.fixed_smem_bytes) // 4 // step * step)
     blocks_per_sm = max(1, device.max_threads_per_sm // THREADS)
     free = device.sms * blocks_per_sm - (device.sms if blocks_per_sm > 1 else 1)
     blocks_per_row = max(1, free // max(problem.rows, 1))
-    even = align(-(-problem.width // blocks_per_row), 4)
-    return max(min(even, largest), min(align(variant.tuning.min_chunk, 4), largest))
+    even = align(-(-problem.width // blocks_per_row), step)
+    return max(min(even, largest), min(align(variant.tuning.min_chunk, step), largest))
 
 
 def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning: Tuning, why: str) -> Plan:
-    vec = vec_size(problem.offset, problem.row_stride, 4)
-    variant = Variant(route="filtered", k=problem.k, vec_size=vec, tuning=tuning)
+    vec = vec_size(problem, 0)
+    variant = Variant(route="filtered", k=problem.k, vec_size=vec, tuning=tuning, options=problem.options)
     candidates = _candidates(variant, device)
     smem = variant.fixed_smem_bytes + candidates * CANDIDATE_BYTES
     resident = occupancy(variant, smem)
@@ -231,6 +240,7 @@ def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning
         workspace_bytes=0,
         why=why,
         tuning=tuning,
+        options=problem.options,
     )
 
 
@@ -238,7 +248,9 @@ def _persistent(
     problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning: Tuning, given_chunk: int | None
 ) -> Plan | Rejected:
     needs_cooperation = problem.longest > tuning.radix_threshold
-    widest = Variant(route="persistent", k=problem.k, vec_size=4, tuning=tuning)
+    widest = Variant(
+        route="persistent", k=problem.k, vec_size=problem.options.vec_sizes[-1], tuning=tuning, options=problem.options
+    )
     if given_chunk is not None:
         chunk = given_chunk
     elif needs_cooperation:
@@ -246,7 +258,7 @@ def _persistent(
     else:
         chunk = align(max(problem.width, 1), 4)  # no block waits, so none holds a part: the row is one block's
     group = max(1, -(-problem.width // chunk))
-    vec = vec_size(problem.offset, problem.row_stride, chunk if group > 1 else 4)
+    vec = vec_size(problem, chunk if group > 1 else 0)
     variant = replace(widest, vec_size=vec)
     # The same bytes hold a chunk of keys in one row and a bin's candidates in the next.
     chunk_bytes = align(chunk * 4, 16) if needs_cooperation else 0
@@ -304,9 +316,10 @@ def _persistent(
         headroom=headroom,
         headroom_kept=kept,
         cooperative=needs_cooperation,
-        workspace_bytes=groups * group_state_bytes(group) if needs_cooperation else 0,
+        workspace_bytes=groups * variant.group_state_bytes(group) if needs_cooperation else 0,
         why=why,
         tuning=tuning,
+        options=problem.options,
     )
 
 

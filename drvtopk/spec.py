@@ -9,10 +9,16 @@ from types import MappingProxyType
 from drvtopk.errors import InvalidArgument
 
 ROUTES = ("persistent", "filtered")
-VEC_SIZES = (1, 2, 4)
+VEC_SIZES = (1, 2, 4)  # elements of a load; elements of 2 bytes also go by 8
 WAITS = ("allowed", "never")  # may blocks of a launch wait for each other?
 TOP_KS = (512, 1024, 2048)  # compiled ahead by `compile` and the tests; any other k compiles on demand
 MAX_K = 4096
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of the logits, with the bytes of an element."""
+INDEX_DTYPES = {"int32": 4, "int64": 8}
+ORDERS = ("none", "index", "value")
+TIE_BREAKS = ("any", "smallest", "largest")
+NANS = ("lowest", "highest")
 MAX_WIDTH = 2**31 - 1  # indices are int32
 MAX_ROWS = 2**31 - 1  # one block per row in the filtered route: the limit of a grid's x
 
@@ -57,6 +63,77 @@ DEFAULT_TUNING = Tuning()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a caller may ask for beyond k. Each is a template parameter: what is not asked for is not compiled in."""
+
+    dtype: str = "float32"
+    """Of the logits: "float32", "bfloat16" or "float16"."""
+    index_dtype: str = "int32"
+    """Of the output: "int32" or "int64"."""
+    values: bool = False
+    """The values of the members too, beside their indices."""
+    row_starts: bool = False
+    """Each row's window begins at an element of its own; indices count from there."""
+    order: str = "none"
+    """"index": ascending; "value": the largest first, equal ones by ascending index."""
+    tie_break: str = "any"
+    """Which of equal values fill the last places: those with the "smallest" or the "largest" index, or "any"."""
+    nan: str = "lowest"
+    """NaN, of either sign, below -inf ("lowest") or above +inf ("highest"). All NaNs are equal."""
+    page_table: bool = False
+    """The output is what a page table makes of the indices."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InvalidArgument(name, repr(value), " or ".join(map(repr, allowed)))
+
+    def made_deterministic(self) -> Options:
+        """One array for the same bits: where the choice was left open, ties by smallest index and ascending order."""
+        return replace(
+            self,
+            tie_break="smallest" if self.tie_break == "any" else self.tie_break,
+            order="index" if self.order == "none" else self.order,
+        )
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one logit."""
+        return DTYPES[self.dtype]
+
+    @property
+    def vec_sizes(self) -> tuple[int, ...]:
+        """Loads that there are, in elements: up to 16 bytes."""
+        return (*VEC_SIZES, 8) if self.item_bytes == 2 else VEC_SIZES
+
+    @property
+    def suffix(self) -> str:
+        """What differs from the plain selection, as it stands in the kernel's name: '_bfloat16_values_smallest'."""
+        said = [getattr(self, name) for name in _CHOICES if getattr(self, name) != getattr(PLAIN, name)]
+        said += [name for name in ("values", "row_starts", "page_table") if getattr(self, name)]
+        words = {"index": "by_index", "value": "by_value", "highest": "nan_highest"}
+        return "".join("_" + words.get(word, word) for word in said)
+
+    @property
+    def extras(self) -> bool:
+        """Whether a launch is told more than a plain one: further arrays."""
+        return self.values or self.row_starts or self.page_table
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "dtype": tuple(DTYPES),
+        "index_dtype": tuple(INDEX_DTYPES),
+        "order": ORDERS,
+        "tie_break": TIE_BREAKS,
+        "nan": NANS,
+    }
+)
+PLAIN = Options()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """One instantiation: what is compiled, loaded, asked for its occupancy, and launched."""
 
@@ -64,26 +141,43 @@ class Variant:
     k: int
     vec_size: int
     tuning: Tuning = DEFAULT_TUNING
+    options: Options = PLAIN
 
     def __post_init__(self) -> None:
         if self.route not in ROUTES:
             raise InvalidArgument("route", repr(self.route), " or ".join(map(repr, ROUTES)))
         check_k(self.k)
-        if self.vec_size not in VEC_SIZES:
-            raise InvalidArgument("vec_size", self.vec_size, "1, 2 or 4")
+        if self.vec_size not in self.options.vec_sizes:
+            allowed = ", ".join(map(str, self.options.vec_sizes))
+            raise InvalidArgument("vec_size", self.vec_size, f"one of {allowed} for {self.options.dtype}")
 
     @property
     def entry(self) -> str:
-        """Name of the one kernel in the cubin."""
-        return f"drvtopk_{self.route}"
+        """Name of the one kernel in the cubin; it names every option that is not the plain one."""
+        return f"drvtopk_{self.route}{self.options.suffix}"
+
+    @property
+    def sorted_places(self) -> int:
+        """Members that the sort works on: a power of two, at least two warps' worth; 0 where nothing is sorted."""
+        return 0 if self.options.order == "none" else max(64, 1 << (self.k - 1).bit_length())
 
     @property
     def fixed_smem_bytes(self) -> int:
-        """Shared memory a block needs before its chunk of keys or its candidates: bins, scratch, staged output."""
-        return BINS * 4 + SCRATCH_BYTES + align(self.k * 4, 16)
+        """Shared memory a block needs before its chunk of keys or its candidates: bins, scratch, staged output.
+
+        A sort by value puts its keys where the bins were.
+        """
+        bins = max(BINS, self.sorted_places if self.options.order == "value" else 0)
+        return bins * 4 + SCRATCH_BYTES + align(max(self.k, self.sorted_places) * 4, 16)
+
+    def group_state_bytes(self, group: int) -> int:
+        """Workspace of one group of `group` blocks: barrier line, rotating histograms, two handshake words a block, and
+        the members of a row where one block has to sort them."""
+        members = self.k if self.options.order != "none" else 0
+        return align(WORKSPACE_ALIGNMENT + (ROUNDS * ROUND_WORDS + 2 * group + members) * 4, WORKSPACE_ALIGNMENT)
 
     def __str__(self) -> str:
-        return f"{self.route}<{self.k},{self.vec_size}>"
+        return f"{self.route}{self.options.suffix}<{self.k},{self.vec_size}>"
 
 
 def check_k(k: object) -> int:
@@ -96,11 +190,6 @@ def check_k(k: object) -> int:
 def align(value: int, to: int) -> int:
     """`value` rounded up to a multiple of `to`."""
     return -(-value // to) * to
-
-
-def group_state_bytes(group: int) -> int:
-    """Workspace of one group of `group` blocks: barrier line, rotating histograms, two handshake words a block."""
-    return align(WORKSPACE_ALIGNMENT + ROUNDS * ROUND_WORDS * 4 + 2 * 4 * group, WORKSPACE_ALIGNMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,6 @@ from drvtopk.spec import (
     DeviceInfo,
     KernelInfo,
     Variant,
-    group_state_bytes,
 )
 
 
@@ -128,7 +127,7 @@ def _report(
                 **document,
                 "offset": problem.offset,
                 "fixed_smem_bytes": made.variant.fixed_smem_bytes,
-                "group_state_bytes": group_state_bytes(made.group) if made.cooperative else 0,
+                "group_state_bytes": made.variant.group_state_bytes(made.group) if made.cooperative else 0,
                 "occupancy_source": source,
                 "device_info": dataclasses.asdict(device),
                 "kernels": asked.kernels,

@@ -157,7 +157,7 @@ def simulate(
 
 def _named(report: str, plan: Plan) -> str:
     """The machine's report with words of the workspace and of shared memory by their names in cuda_src/."""
-    per_group = spec.group_state_bytes(plan.group) // 4
+    per_group = plan.variant.group_state_bytes(plan.group) // 4
 
     def in_workspace(match: re.Match[str]) -> str:
         group, word = divmod(int(match[1]), per_group)
