@@ -4,13 +4,12 @@
 #include "row_alone.cuh"
 
 extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS)
-    drvtopk_filtered(const __grid_constant__ Params p) {
+    DRVTOPK_ENTRY(const __grid_constant__ Params p) {
   constexpr int K = DRVTOPK_K, Vec = DRVTOPK_VEC;
   extern __shared__ __align__(16) unsigned char dynamic[];
   Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
 #pragma unroll 1
   for (u32 row = blockIdx.x; row < p.rows; row += gridDim.x) {
-    row_alone<K, Vec>(p.logits + static_cast<i64>(row) * p.logits_stride, row_length(p, row), p.candidates,
-                      p.out + static_cast<i64>(row) * p.out_stride, sh);
+    row_alone<K, Vec>(row_of<Vec>(p, row), p, row, sh);
   }
 }

@@ -7,7 +7,7 @@
 
 // Reads row[begin, begin + held) into `keys` and counts the opening digit.
 template <int Vec>
-__device__ __forceinline__ void hold(const float* row, u32 begin, u32 held, u32* keys, u32* bins) {
+__device__ __forceinline__ void hold(const Row& row, u32 begin, u32 held, u32* keys, u32* bins) {
   for_each_key<Vec>(row, begin, begin + held, [&](u32 key, u32 index, bool valid) {
     if (valid) {
       keys[index - begin] = key;
@@ -16,15 +16,18 @@ __device__ __forceinline__ void hold(const float* row, u32 begin, u32 held, u32*
   });
 }
 
-// Counts the next digit of the keys that the threshold has not told apart yet.
-__device__ __forceinline__ void count_tied(const u32* keys, u32 held, const Threshold& t, u32* bins) {
+// Counts the next digit of the keys that the threshold has not told apart yet. `index_of(i)` is the row's index of held
+// key i.
+template <class IndexOf>
+__device__ __forceinline__ void count_tied(const u32* keys, u32 held, const Threshold& t, u32* bins, IndexOf index_of) {
 #pragma unroll 1
   for (u32 i = threadIdx.x; i < held; i += kThreads) {
-    if (t.tied(keys[i])) atomicAdd(&bins[t.next_digit(keys[i])], 1u);
+    const u32 index = kTies ? index_of(i) : 0u;
+    if (t.tied(keys[i], index)) atomicAdd(&bins[t.next_digit(keys[i], index)], 1u);
   }
 }
 
-// Stages the members. `index_of(i)` is the row's index of held key i.
+// Stages the members.
 template <class IndexOf>
 __device__ __forceinline__ void stage_held(const u32* keys, u32 held, u32 k, const Threshold& t, int* staged,
                                            Scratch& s, IndexOf index_of) {
@@ -33,6 +36,7 @@ __device__ __forceinline__ void stage_held(const u32* keys, u32 held, u32 k, con
     const u32 i = base + threadIdx.x;
     const bool valid = i < held;
     const u32 key = valid ? keys[i] : 0;
-    stage(staged, s, k, valid && t.above(key), valid && t.tied(key), [&] { return index_of(i); });
+    const u32 index = kTies && valid ? index_of(i) : 0u;
+    stage(staged, s, k, valid && t.above(key, index), valid && t.tied(key, index), [&] { return index_of(i); });
   }
 }

@@ -15,11 +15,36 @@ constexpr u32 kStateLineWords = DRVTOPK_STATE_LINE / 4;
 constexpr u32 kShortMax = DRVTOPK_SHORT_MAX;
 constexpr u32 kRadixThreshold = DRVTOPK_RADIX_THRESHOLD;
 
+// What a caller may ask for beyond k (spec.Options), each known when the kernel is compiled.
+enum class Dtype { kFloat32, kBfloat16, kFloat16 };
+enum class Order { kNone, kIndex, kValue };
+enum class TieBreak { kAny, kSmallest, kLargest };
+constexpr Dtype kDtype = static_cast<Dtype>(DRVTOPK_DTYPE);
+constexpr Order kOrder = static_cast<Order>(DRVTOPK_ORDER);
+constexpr TieBreak kTieBreak = static_cast<TieBreak>(DRVTOPK_TIE_BREAK);
+constexpr bool kTies = kTieBreak != TieBreak::kAny;  // equal values are told apart, by their indices
+constexpr bool kSorts = kOrder != Order::kNone;
+constexpr bool kNanHighest = DRVTOPK_NAN_HIGHEST;
+constexpr bool kValues = DRVTOPK_VALUES;
+constexpr bool kRowStarts = DRVTOPK_ROW_STARTS;
+constexpr bool kPageTable = DRVTOPK_PAGE_TABLE;
+
+template <bool Wide, class Narrow, class Other>
+struct Choose {
+  using type = Narrow;
+};
+template <class Narrow, class Other>
+struct Choose<true, Narrow, Other> {
+  using type = Other;
+};
+using Logit = Choose<kDtype != Dtype::kFloat32, u32, unsigned short>::type;  // its bits
+using Index = Choose<DRVTOPK_INDEX_BYTES == 8, int, i64>::type;
+
 struct Params {
-  const float* logits;
+  const Logit* logits;
   const int* lengths;  // null: every row is `width` long
-  int* out;
-  void* workspace;    // groups x state of a group (see group.cuh); any contents; null where nothing waits
+  Index* out;
+  void* workspace;    // groups x state of a group (see sync.cuh); any contents; null where nothing waits
   i64 logits_stride;  // elements
   i64 out_stride;     // elements
   u32 rows;
@@ -30,10 +55,20 @@ struct Params {
   u32 candidates;   // keys of one bin that a block can keep in shared memory
   u32 cooperative;  // 1: launched cooperatively, so the blocks of a group may wait for each other
   u32 reserved;
+#if DRVTOPK_EXTRAS
+  Logit* values;
+  const int* row_starts;
+  const int* page_table;
+  i64 values_stride;      // elements
+  i64 page_table_stride;  // elements
+  u32 page_size;
+  u32 rows_per_table;  // row r looks in row r / rows_per_table of the page table
+#endif
 };
 
 static_assert(sizeof(void*) == 8, "64-bit addresses");
-static_assert(sizeof(Params) == 80, "the host packs 80 bytes");
+static_assert(sizeof(Params) == 80 + 48 * DRVTOPK_EXTRAS, "the host packs 80 bytes, or 128");
+static_assert(DRVTOPK_EXTRAS == (kValues || kRowStarts || kPageTable), "what is told is what is asked for");
 static_assert(kWarps == 32, "the block scan gives each warp one lane of the first warp");
 static_assert(kBins == 2 * kThreads, "the block scan gives each thread two bins");
 static_assert(kRoundWords > kBins + 1, "two counters follow the bins of a round");

@@ -6,7 +6,7 @@
 #include "row_group.cuh"
 
 extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS)
-    drvtopk_persistent(const __grid_constant__ Params p) {
+    DRVTOPK_ENTRY(const __grid_constant__ Params p) {
   constexpr int K = DRVTOPK_K, Vec = DRVTOPK_VEC;
   extern __shared__ __align__(16) unsigned char dynamic[];
   Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
@@ -16,13 +16,12 @@ extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS
            0,
            kRounds};
   for (u32 row = own; row < p.rows; row += p.groups) {
-    const u32 n = row_length(p, row);
-    const float* const from = p.logits + static_cast<i64>(row) * p.logits_stride;
-    int* const to = p.out + static_cast<i64>(row) * p.out_stride;
-    if (p.cooperative && n > kRadixThreshold && n > K) {
-      row_group<K, Vec>(from, n, p.chunk, to, sh, m);
-    } else if (row / p.groups % p.group == m.rank) {  // a group's own rows go to its blocks in turn
-      row_alone<K, Vec>(from, n, p.candidates, to, sh);
+    const Row from = row_of<Vec>(p, row);
+    const auto my_turn = [&] { return row / p.groups % p.group == m.rank; };  // at what one block does for a row
+    if (p.cooperative && from.n > kRadixThreshold && from.n > K) {
+      row_group<K, Vec>(from, p, row, my_turn, sh, m);
+    } else if (my_turn()) {
+      row_alone<K, Vec>(from, p, row, sh);
     }
   }
 }

@@ -2,71 +2,88 @@
 // Called by both kernels. Shared memory: Shared<K> and `candidates` pairs behind it. A row needs no barrier before it:
 // the previous row's last reads (of `staged`) lie two barriers before the next row's first writes there.
 #pragma once
+#include "finish.cuh"
 #include "held.cuh"
 
 // Rows with no more elements than places: every index is a member.
 template <int K>
-__device__ __forceinline__ void row_trivial(u32 n, int* out) {
+__device__ __forceinline__ void row_trivial(const Row& row, const Out& to, Shared<K>& sh) {
+  if constexpr (kOrder == Order::kValue) {
+    __syncthreads();  // the row before may still be read from what the sort uses
 #pragma unroll 1
-  for (u32 i = threadIdx.x; i < K; i += kThreads) out[i] = i < n ? static_cast<int>(i) : -1;
+    for (u32 i = threadIdx.x; i < row.n; i += kThreads) sh.staged[i] = static_cast<int>(i);
+    __syncthreads();
+    finish(row, row.n, to, sh);
+  } else {
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < K; i += kThreads) {
+      if (i < row.n) {
+        to.put(row, i, i);
+      } else {
+        to.fill(i);
+      }
+    }
+  }
 }
 
 // K < n <= kShortMax, and the row fits into `rest`. Read once; one histogram of the top 11 bits nearly always decides
 // all but a few keys, and further rounds count the keys that are held, so no buffer exists that could overflow.
 template <int K, int Vec>
-__device__ __forceinline__ void row_short(const float* row, u32 n, int* out, Shared<K>& sh) {
+__device__ __forceinline__ void row_short(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   Scratch& s = sh.scratch;
+  const auto same = [](u32 i) { return i; };
   clear_bins(sh.bins);
   if (threadIdx.x == 0) s.above_count = s.tie_count = 0;
   __syncthreads();
-  hold<Vec>(row, 0, n, sh.rest, sh.bins);
+  hold<Vec>(row, 0, row.n, sh.rest, sh.bins);
   __syncthreads();
   find_bin(sh.bins, K, s);
-  Threshold t{s.digit, kOpeningShift};
+  Threshold t(s.digit, row.n);
   while (!t.decided(s)) {
     clear_bins(sh.bins);
     __syncthreads();
-    count_tied(sh.rest, n, t, sh.bins);
+    count_tied(sh.rest, row.n, t, sh.bins, same);
     __syncthreads();
     find_bin(sh.bins, s.need, s);
     t.refine(s);
   }
-  stage_held(sh.rest, n, K, t, sh.staged, s, [](u32 i) { return i; });
+  stage_held(sh.rest, row.n, K, t, sh.staged, s, same);
   __syncthreads();
-  write_staged<K>(sh.staged, out);
+  finish(row, K, out_of(p, r), sh);
 }
 
 // Any n > K. A coarse histogram of the top 11 bits in a first reading; a second reading takes what lies above the
 // threshold bin and keeps the bin's own keys as candidates, which are refined in shared memory. A bin that holds
-// more than there is room for is narrowed by reading again, 11 bits at a time: at most four readings, nothing dropped.
+// more than there is room for is narrowed by reading again, 11 bits at a time: at most four readings, nothing dropped
+// (at most seven where indices tell ties apart).
 template <int K, int Vec>
-__device__ __forceinline__ void row_stream(const float* row, u32 n, u32 candidates, int* out, Shared<K>& sh) {
+__device__ __forceinline__ void row_stream(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   Scratch& s = sh.scratch;
   u32* const kept_keys = sh.rest;
-  u32* const kept_indices = sh.rest + candidates;
+  u32* const kept_indices = sh.rest + p.candidates;
   clear_bins(sh.bins);
   if (threadIdx.x == 0) s.above_count = s.tie_count = s.candidate_count = 0;
   __syncthreads();
-  for_each_key<Vec>(row, 0, n, [&](u32 key, u32, bool valid) {
+  for_each_key<Vec>(row, 0, row.n, [&](u32 key, u32, bool valid) {
     if (valid) atomicAdd(&sh.bins[opening_digit(key)], 1u);
   });
   __syncthreads();
   find_bin(sh.bins, K, s);
-  Threshold t{s.digit, kOpeningShift};
-  while (!t.decided(s) && s.count > candidates) {
+  Threshold t(s.digit, row.n);
+  while (!t.decided(s) && s.count > p.candidates) {
     clear_bins(sh.bins);
     __syncthreads();
-    for_each_key<Vec>(row, 0, n, [&](u32 key, u32, bool valid) {
-      if (valid && t.tied(key)) atomicAdd(&sh.bins[t.next_digit(key)], 1u);
+    for_each_key<Vec>(row, 0, row.n, [&](u32 key, u32 index, bool valid) {
+      if (valid && t.tied(key, index)) atomicAdd(&sh.bins[t.next_digit(key, index)], 1u);
     });
     __syncthreads();
     find_bin(sh.bins, s.need, s);
     t.refine(s);
   }
-  const bool keep = !t.decided(s);  // then s.count <= candidates
-  for_each_key<Vec>(row, 0, n, [&](u32 key, u32 index, bool valid) {
-    const bool tied = valid && t.tied(key);
-    stage(sh.staged, s, K, valid && t.above(key), tied && !keep, [&] { return index; });
+  const bool keep = !t.decided(s);  // then s.count <= p.candidates
+  for_each_key<Vec>(row, 0, row.n, [&](u32 key, u32 index, bool valid) {
+    const bool tied = valid && t.tied(key, index);
+    stage(sh.staged, s, K, valid && t.above(key, index), tied && !keep, [&] { return index; });
     if (keep) {
       const u32 place = take_place(&s.candidate_count, tied);
       if (tied) {
@@ -77,34 +94,43 @@ __device__ __forceinline__ void row_stream(const float* row, u32 n, u32 candidat
   });
   if (keep) {
     const u32 kept = s.count;
+    const auto index_of = [&](u32 i) { return kept_indices[i]; };
     do {
       clear_bins(sh.bins);
       __syncthreads();
-      count_tied(kept_keys, kept, t, sh.bins);
+      count_tied(kept_keys, kept, t, sh.bins, index_of);
       __syncthreads();
       find_bin(sh.bins, s.need, s);
       t.refine(s);
     } while (!t.decided(s));
-    stage_held(kept_keys, kept, K, t, sh.staged, s, [&](u32 i) { return kept_indices[i]; });
+    stage_held(kept_keys, kept, K, t, sh.staged, s, index_of);
   }
   __syncthreads();
-  write_staged<K>(sh.staged, out);
+  finish(row, K, out_of(p, r), sh);
 }
 
 template <int K, int Vec>
-__device__ __forceinline__ void row_alone(const float* row, u32 n, u32 candidates, int* out, Shared<K>& sh) {
-  if (n <= K) {
-    row_trivial<K>(n, out);
-  } else if (n <= kShortMax && n <= 2 * candidates) {
-    row_short<K, Vec>(row, n, out, sh);
+__device__ __forceinline__ void row_alone(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
+  if (row.n <= K) {
+    row_trivial<K>(row, out_of(p, r), sh);
+  } else if (row.n <= kShortMax && row.n <= 2 * p.candidates) {
+    row_short<K, Vec>(row, p, r, sh);
   } else {
-    row_stream<K, Vec>(row, n, candidates, out, sh);
+    row_stream<K, Vec>(row, p, r, sh);
   }
 }
 
-// A row's length as every block sees it: clamped to [0, width], so no two blocks can disagree about a row's path.
-__device__ __forceinline__ u32 row_length(const Params& p, u32 row) {
-  if (p.lengths == nullptr) return p.width;
-  const int given = __ldg(p.lengths + row);
-  return given <= 0 ? 0u : min(static_cast<u32>(given), p.width);
+// A row as every block sees it: start and length clamped to what exists, so no two blocks can disagree about its path.
+template <int Vec>
+__device__ __forceinline__ Row row_of(const Params& p, u32 row) {
+  const auto clamped = [](int given, u32 most) { return given <= 0 ? 0u : min(static_cast<u32>(given), most); };
+  const Logit* from = p.logits + static_cast<i64>(row) * p.logits_stride;
+  u32 width = p.width, skip = 0;
+#if DRVTOPK_ROW_STARTS
+  const u32 start = clamped(__ldg(p.row_starts + row), width);
+  skip = start % Vec;
+  from += start - skip;
+  width -= start;
+#endif
+  return {from, p.lengths == nullptr ? width : clamped(__ldg(p.lengths + row), width), skip};
 }

@@ -1,9 +1,10 @@
 // One row by all blocks of a group, which wait for each other: n > kRadixThreshold in a cooperative launch.
 // Called by persistent.cu. Before: group x chunk >= n, the blocks of the group call it for the same rows in the same
 // order. Each block reads its chunk once and holds it in shared memory as keys; the group's histogram decides 11 bits
-// a round, at most three rounds, one group barrier each.
+// a round, at most three rounds (six where indices tell ties apart), one group barrier each. A sorted row costs one more.
 // Shared memory: Shared<K>, its `rest` holding `chunk` keys. Workspace: GroupState.
 #pragma once
+#include "finish.cuh"
 #include "held.cuh"
 #include "sync.cuh"
 
@@ -38,12 +39,15 @@ __device__ __forceinline__ void share_bins(u32* bins, Member& m) {
   __syncthreads();
 }
 
-template <int K, int Vec>
-__device__ __forceinline__ void row_group(const float* row, u32 n, u32 chunk, int* out, Shared<K>& sh, Member& m) {
+template <int K, int Vec, class Turn>
+__device__ __forceinline__ void row_group(const Row& row, const Params& p, u32 r, Turn my_turn, Shared<K>& sh,
+                                          Member& m) {
   Scratch& s = sh.scratch;
   u32* const keys = sh.rest;
-  const u32 begin = min(m.rank * chunk, n);  // group x chunk < 2^32: spec.MAX_WIDTH plus less than one chunk a block
-  const u32 held = min(chunk, n - begin);
+  // group x chunk < 2^32: spec.MAX_WIDTH plus less than one chunk a block
+  const u32 begin = min(m.rank * p.chunk, row.n);
+  const u32 held = min(p.chunk, row.n - begin);
+  const auto index_of = [&](u32 i) { return begin + i; };
   if (m.round == kRounds) meet_begin(m.state, m.rank);
   clear_bins(sh.bins);
   if (threadIdx.x == 0) s.above_count = s.tie_count = 0;
@@ -56,17 +60,17 @@ __device__ __forceinline__ void row_group(const float* row, u32 n, u32 chunk, in
   }
   share_bins(sh.bins, m);
   find_bin(sh.bins, K, s);
-  Threshold t{s.digit, kOpeningShift};
+  Threshold t(s.digit, row.n);
   while (!t.decided(s)) {
     clear_bins(sh.bins);
     __syncthreads();
-    count_tied(keys, held, t, sh.bins);
+    count_tied(keys, held, t, sh.bins, index_of);
     __syncthreads();
     share_bins(sh.bins, m);
     find_bin(sh.bins, s.need, s);
     t.refine(s);
   }
-  stage_held(keys, held, K, t, sh.staged, s, [&](u32 i) { return begin + i; });
+  stage_held(keys, held, K, t, sh.staged, s, index_of);
   __syncthreads();
   // The last round's words are cleared only after the next barrier, which nobody passes before this block arrives.
   u32* const handed_out = m.state.round(m.round == 0 ? kRounds - 1 : m.round - 1);
@@ -74,11 +78,31 @@ __device__ __forceinline__ void row_group(const float* row, u32 n, u32 chunk, in
   if (threadIdx.x == 0 && above) s.above_base = ptx::fetch_add_relaxed(handed_out + kAboveWord, above);
   if (threadIdx.x == 32 && tied) s.tie_base = ptx::fetch_add_relaxed(handed_out + kTieWord, tied);
   __syncthreads();
+  const auto member = [&](u32 place, u32 from) {
+    if constexpr (kSorts) {
+      ptx::store_relaxed(m.state.members() + place, static_cast<u32>(sh.staged[from]));
+    } else {
+      out_of(p, r).put(row, place, static_cast<u32>(sh.staged[from]));
+    }
+  };
 #pragma unroll 1
-  for (u32 i = threadIdx.x; i < above; i += kThreads) out[s.above_base + i] = sh.staged[i];
+  for (u32 i = threadIdx.x; i < above; i += kThreads) member(s.above_base + i, i);
 #pragma unroll 1
   for (u32 i = threadIdx.x; i < tied; i += kThreads) {
     const u32 place = s.tie_base + i;
-    if (place < s.need) out[K - s.need + place] = sh.staged[K - s.need + i];
+    if (place < s.need) member(K - s.need + place, K - s.need + i);
+  }
+  if constexpr (kSorts) {
+    // One block sorts while the others go on. They write members again only after the next row's first barrier, at which
+    // this block arrives after it has read them.
+    group_barrier(m.state, m.target);
+    if (my_turn()) {
+#pragma unroll 1
+      for (u32 i = threadIdx.x; i < K; i += kThreads) {
+        sh.staged[i] = static_cast<int>(ptx::load_relaxed(m.state.members() + i));
+      }
+      __syncthreads();
+      finish(row, K, out_of(p, r), sh);
+    }
   }
 }

@@ -20,7 +20,8 @@ __device__ __forceinline__ void wait_until(Wait what, const u32* word, u32 wante
 #endif
 }
 
-// One group's part of the workspace: a line for the barrier, kRounds published histograms, then two words a block.
+// One group's part of the workspace: a line for the barrier, kRounds published histograms, then two words a block, then
+// the members of one row where a single block has to sort them.
 struct GroupState {
   u32* words;
   u32 group;
@@ -33,8 +34,10 @@ struct GroupState {
   }
   __device__ __forceinline__ u32* echo(u32 rank) const { return said(rank) + group; }
 
+  __device__ __forceinline__ u32* members() const { return said(0) + 2 * group; }
+
   static __device__ __forceinline__ u32 words_of(u32 group) {
-    const u32 used = kStateLineWords + kRounds * kRoundWords + 2 * group;
+    const u32 used = kStateLineWords + kRounds * kRoundWords + 2 * group + (kSorts ? DRVTOPK_K : 0);
     return (used + kStateLineWords - 1) / kStateLineWords * kStateLineWords;
   }
 };

@@ -20,8 +20,8 @@ from drvtopk.errors import (
     WorkspaceTooSmall,
 )
 from drvtopk.plan import Plan, Problem
-from drvtopk.reference import topk_reference
-from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Tuning, Variant
+from drvtopk.reference import Selected, topk_reference
+from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
 
 if TYPE_CHECKING:
     from drvtopk.api import DeviceArray, Prepared, devices, prepare, primary_context, topk
@@ -39,10 +39,12 @@ __all__ = [
     "DriverUnavailable",
     "InvalidArgument",
     "NotPrepared",
+    "Options",
     "Plan",
     "PlanError",
     "Prepared",
     "Problem",
+    "Selected",
     "TopKError",
     "Tuning",
     "Variant",

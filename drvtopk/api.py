@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk import driver as drv
-from drvtopk.arrays import DeviceView, is_device_array, overlap, rows_view, stream_handle, view
+from drvtopk.arrays import TYPESTRS, DeviceView, dtype_of, is_device_array, overlap, rows_view, stream_handle, view
 from drvtopk.engine import Engine, current_engine
 from drvtopk.engine import Prepared as _Prepared
 from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared, WorkspaceTooSmall
 from drvtopk.plan import Plan, Problem
-from drvtopk.reference import row_lengths
-from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, Tuning, check_k
+from drvtopk.reference import Selected, check_pages, logits_dtype, row_lengths, row_starts_of
+from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, Options, Tuning, check_k
 
 
 def devices() -> list[DeviceInfo]:
@@ -42,34 +43,36 @@ def primary_context(ordinal: int = 0) -> Iterator[None]:
 
 
 class DeviceArray:
-    """An int32 device array that `topk` made because no `out` was given; it belongs to whoever holds it.
+    """A device array that `topk` made because none was given; it belongs to whoever holds it.
 
     Any framework takes it by `__cuda_array_interface__` (torch.as_tensor, cupy.asarray, numba). The memory is freed
     when the object goes; freeing waits for the device, so work that still reads it is safe.
     """
 
-    def __init__(self, engine: Engine, shape: tuple[int, int], stream: int) -> None:
+    def __init__(self, engine: Engine, shape: tuple[int, int], stream: int, dtype: str = "int32") -> None:
         self.shape = shape
-        self.dtype = np.dtype(np.int32)
+        self.dtype = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+        """bfloat16 is seen as its words, uint16."""
+        self._typestr = TYPESTRS[dtype][0]
         self._engine = engine
         self._stream = stream
         self._address = 0
-        self._address = engine.driver.mem_alloc(shape[0] * shape[1] * 4)
+        self._address = engine.driver.mem_alloc(shape[0] * shape[1] * self.dtype.itemsize)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
             "shape": self.shape,
-            "typestr": "<i4",
+            "typestr": self._typestr,
             "data": (self._address, False),
             "strides": None,
             "version": 3,
             "stream": self._stream or 1,
         }
 
-    def numpy(self) -> npt.NDArray[np.int32]:
+    def numpy(self) -> npt.NDArray[Any]:
         """A copy on the host, after the launch that fills it."""
-        host = np.empty(self.shape, dtype=np.int32)
+        host = np.empty(self.shape, dtype=self.dtype)
         self._engine.driver.stream_synchronize(self._stream)
         self._engine.driver.copy_to_host(host, self._address)
         return host
@@ -100,18 +103,34 @@ class Prepared:
         return self._inner.workspace_bytes
 
     def __call__(
-        self, logits: Any, lengths: Any = None, *, out: Any, workspace: Any = None, stream: Any = None
+        self,
+        logits: Any,
+        lengths: Any = None,
+        *,
+        out: Any,
+        values: Any = None,
+        row_starts: Any = None,
+        page_table: Any = None,
+        page_size: int = 1,
+        workspace: Any = None,
+        stream: Any = None,
     ) -> None:
-        """Launches with device arrays (see `topk` for shapes and dtypes); `workspace` of `workspace_bytes` bytes."""
-        values = _logits_view(logits)
+        """Launches with device arrays (see `topk` for shapes and dtypes); `workspace` of `workspace_bytes` bytes.
+
+        `values`, `row_starts` and `page_table` are given exactly where they were prepared for.
+        """
         problem = self.problem
-        if values.shape != (problem.rows, problem.width):
-            raise InvalidArgument("logits", f"shape {values.shape}", f"({problem.rows}, {problem.width}), as prepared")
-        if problem.rows > 1 and values.strides[0] != problem.row_stride:
-            raise InvalidArgument(
-                "logits", f"a row stride of {values.strides[0]}", f"{problem.row_stride}, as prepared"
-            )
-        _launch(self._inner, values, lengths, out, workspace, stream_handle(stream))
+        given = rows_view("logits", logits, problem.options.dtype)
+        if given.shape != (problem.rows, problem.width):
+            raise InvalidArgument("logits", f"shape {given.shape}", f"({problem.rows}, {problem.width}), as prepared")
+        if problem.rows > 1 and given.strides[0] != problem.row_stride:
+            raise InvalidArgument("logits", f"a row stride of {given.strides[0]}", f"{problem.row_stride}, as prepared")
+        _launch(
+            self._inner,
+            given,
+            _Beside(lengths, out, values, row_starts, page_table, page_size, workspace),
+            stream_handle(stream),
+        )
 
 
 def prepare(
@@ -122,6 +141,15 @@ def prepare(
     stride: int | None = None,
     offset: int = 0,
     max_seq_len: int | None = None,
+    dtype: str = "float32",
+    index_dtype: str = "int32",
+    values: bool = False,
+    row_starts: bool = False,
+    order: str = "none",
+    tie_break: str = "any",
+    deterministic: bool = False,
+    nan: str = "lowest",
+    page_table: bool = False,
     route: str = "auto",
     waits: str = "allowed",
     sm_budget: int | None = None,
@@ -129,23 +157,35 @@ def prepare(
     tuning: Tuning = DEFAULT_TUNING,
     assume: DeviceInfo | None = None,
 ) -> Prepared:
-    """Compiles, loads and plans `rows` x `width` float32 for the current context.
+    """Compiles, loads and plans `rows` x `width` for the current context.
 
-    `stride` (elements) is the width unless given; `offset` is the base address in elements modulo 4; `max_seq_len` is
-    a hint that costs only time when it is wrong. `route` is "auto", "persistent" or "filtered"; a named route that
-    cannot run raises PlanError. `waits="never"` plans only launches in which no block waits for another, which finish
-    with one free block slot; `sm_budget` caps the grid at what so many SMs hold. `chunk`, `tuning` and `assume` replace
-    the planner's inputs, for tests and study.
+    `stride` (elements) is the width unless given; `offset` is the base address in elements modulo 8; `max_seq_len` is
+    a hint that costs only time when it is wrong. `dtype` to `page_table` are the options of `topk`; what a call will
+    give as an array is named here by True. `route` is "auto", "persistent" or "filtered"; a named route that cannot
+    run raises PlanError. `waits="never"` plans only launches in which no block waits for another, which finish with one
+    free block slot; `sm_budget` caps the grid at what so many SMs hold. `chunk`, `tuning` and `assume` replace the
+    planner's inputs, for tests and study.
     """
+    options = Options(
+        dtype=dtype,
+        index_dtype=index_dtype,
+        values=values,
+        row_starts=row_starts,
+        order=order,
+        tie_break=tie_break,
+        nan=nan,
+        page_table=page_table,
+    )
     problem = Problem(
         rows=rows,
         width=width,
         k=k,
         stride=stride,
-        offset=offset % 4,
+        offset=offset % 8,
         max_seq_len=max_seq_len,
         waits=waits,
         sm_budget=sm_budget,
+        options=options.made_deterministic() if deterministic else options,
     )
     engine = current_engine()
     return Prepared(engine, engine.prepare(problem, route=route, chunk=chunk, tuning=tuning, assume=assume))
@@ -156,7 +196,17 @@ def topk(
     k: int,
     lengths: Any = None,
     *,
+    row_starts: Any = None,
     out: Any = None,
+    values: Any = False,
+    index_dtype: str | None = None,
+    order: str = "none",
+    tie_break: str = "any",
+    deterministic: bool = False,
+    nan: str = "lowest",
+    page_table: Any = None,
+    page_size: int = 1,
+    dtype: str | None = None,
     workspace: Any = None,
     stream: Any = None,
     max_seq_len: int | None = None,
@@ -164,14 +214,31 @@ def topk(
     waits: str = "allowed",
     sm_budget: int | None = None,
 ) -> Any:
-    """Indices of the k largest of each row, exactly; in no particular order, -1 past min(length, k).
+    """Indices of the k largest of each row, exactly; -1 past min(length, k).
 
     Args:
-        logits: float32 (rows, width): a numpy array (copied in and out), or a device array with
+        logits: float32, float16 or bfloat16 (rows, width): a numpy array (copied in and out), or a device array with
             `__cuda_array_interface__`, elements of a row adjacent, any row stride and alignment.
         k: 1..4096.
-        lengths: int32, one a row in any shape, where the logits are; clamped to [0, width]. None: the width.
-        out: int32 (rows, k), where the logits are; made if None.
+        lengths: int32, one a row in any shape ((rows,), (rows, 1), (batch, next_n)), where the logits are; clamped to
+            [0, width]. None: all there is.
+        row_starts: int32, one a row: the row's window begins there (clamped to [0, width]), its length is cut to what
+            follows, and indices count from it.
+        out: int32 or int64 (rows, k), where the logits are; made if None.
+        values: True, or an array (rows, k) of the logits' dtype to fill: the members' values beside their indices, bit
+            for bit, and -inf beside -1.
+        index_dtype: "int32" or "int64"; that of `out` unless given, int32 without either.
+        order: "none", "index" (ascending) or "value" (the largest first, equal ones by ascending index).
+        tie_break: which of equal values fill the last places: "any", or those of the "smallest" or "largest" index.
+            -0.0 equals +0.0, and any NaN any other.
+        deterministic: the same bits in give the same array out, whatever the batch, row, stream, route or graph: where
+            `tie_break` and `order` leave a choice, the smallest index and ascending order.
+        nan: "lowest": below -inf; "highest": above +inf; whatever the sign.
+        page_table: int32 (rows or a divisor of it, pages): the output is page_table[r][i // page_size] * page_size
+            + i % page_size of each index i, with table row r = row // (rows / tables); -1 stays -1, and a page below 0
+            gives -1. `page_size` columns a page, and enough pages for the width. Where the product passes 2^31 - 1, ask
+            for int64.
+        dtype: "bfloat16" where the array says only that it holds 2-byte words (uint16).
         workspace: device array of at least the plan's `workspace_bytes`; lent from the device's pool if None.
         stream: handle, object with `__cuda_stream__`, or None for the legacy default stream. A numpy call returns
             when the result is there, a device call when it is launched.
@@ -180,58 +247,68 @@ def topk(
         waits: "never" forbids launches in which blocks wait for each other: one free block slot is then enough.
         sm_budget: at most as many blocks as so many SMs hold at once.
 
-    Returns `out`, or what was made: a numpy array, or a DeviceArray.
+    Returns `out`, or what was made: a numpy array, or a DeviceArray. With `values`, Selected(indices, values) of these.
     Raises InvalidArgument, PlanError, DriverUnavailable, CompileError, DriverError; NotPrepared inside a capture.
     """
     check_k(k)
-    if isinstance(logits, np.ndarray):
-        hints = {"max_seq_len": max_seq_len, "waits": waits, "sm_budget": sm_budget}
-        return _topk_numpy(logits, k, lengths, out, workspace, stream, route, hints)
-    values = _logits_view(logits)
-    rows, width = values.shape
-    problem = Problem(
-        rows=rows,
-        width=width,
-        k=k,
-        stride=values.strides[0] if rows > 1 else width,
-        offset=values.address // 4 % 4,
-        max_seq_len=max_seq_len,
-        waits=waits,
-        sm_budget=sm_budget,
+    on_host = isinstance(logits, np.ndarray)
+    if on_host:
+        if logits.ndim != 2:
+            raise InvalidArgument("logits", f"shape {logits.shape}", "two dimensions: (rows, width)")
+        kind = logits_dtype(logits, dtype)
+    else:
+        given = _logits_view(logits)
+        kind = dtype_of("logits", given, dtype)
+    options = Options(
+        dtype=kind,
+        index_dtype=_index_dtype(out, index_dtype),
+        values=values is not None and values is not False,
+        row_starts=row_starts is not None,
+        order=order,
+        tie_break=tie_break,
+        nan=nan,
+        page_table=page_table is not None,
     )
-    engine = current_engine()
-    handle = stream_handle(stream)
-    if stream is None and values.stream is not None:
-        handle = values.stream
-    capturing = engine.driver.stream_is_capturing(handle)
-    if capturing:
-        prepared = engine.remembered(problem, route)
-        if prepared is None:
-            raise NotPrepared(
-                "the stream is capturing and this problem was never run: use prepare() or run it once before"
-            )
-        if out is None or (workspace is None and prepared.workspace_bytes):
-            raise NotPrepared("the stream is capturing, where nothing may be allocated: give out and workspace")
-    else:
-        prepared = engine.prepare_once(problem, route)
-    result = DeviceArray(engine, (rows, k), handle) if out is None else out
-    if workspace is None and prepared.workspace_bytes:
-        lent = engine.driver.mem_alloc_async(prepared.workspace_bytes, handle)
-        try:
-            borrowed = _Borrowed(lent, prepared.workspace_bytes)
-            _launch(prepared, values, lengths, result, borrowed, handle, engine)
-        finally:
-            engine.driver.mem_free_async(lent, handle)
-    else:
-        _launch(prepared, values, lengths, result, workspace, handle, engine)
-    return result
+    hints: dict[str, Any] = {
+        "max_seq_len": max_seq_len,
+        "waits": waits,
+        "sm_budget": sm_budget,
+        "options": options.made_deterministic() if deterministic else options,
+    }
+    beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)
+    if on_host:
+        return _topk_numpy(logits, k, beside, stream, route, hints)
+    return _topk_device(given, k, beside, stream, route, hints)
+
+
+@dataclasses.dataclass(slots=True)
+class _Beside:
+    """What a call is given beside the logits, as the caller gave it."""
+
+    lengths: Any
+    out: Any
+    values: Any
+    row_starts: Any
+    page_table: Any
+    page_size: int
+    workspace: Any
 
 
 class _Borrowed:
-    """Bytes of device memory, for the length of a call."""
+    """Device memory as an array, for the length of a call."""
 
-    def __init__(self, address: int, size: int) -> None:
-        self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
+    def __init__(self, address: int, shape: tuple[int, ...], typestr: str = "|u1") -> None:
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": typestr, "data": (address, False), "version": 3}
+
+
+def _index_dtype(out: Any, asked: str | None) -> str:
+    """What the caller asked for, else what `out` has, else int32. A later check refuses an `out` that differs."""
+    if asked is not None:
+        return asked
+    if isinstance(out, np.ndarray):
+        return "int64" if out.dtype == np.int64 else "int32"
+    given = getattr(out, "__cuda_array_interface__", None)
+    return "int64" if given is not None and str(given["typestr"]).endswith("i8") else "int32"
 
 
 def _logits_view(logits: Any) -> DeviceView:
@@ -239,85 +316,173 @@ def _logits_view(logits: Any) -> DeviceView:
         raise InvalidArgument(
             "logits", type(logits).__name__, "a numpy array, or a device array with __cuda_array_interface__"
         )
-    return rows_view("logits", logits, "<f4")
+    return rows_view("logits", logits, None)
+
+
+def _topk_device(logits: DeviceView, k: int, beside: _Beside, stream: Any, route: str, hints: dict[str, Any]) -> Any:
+    rows, width = logits.shape
+    options: Options = hints["options"]
+    problem = Problem(
+        rows=rows,
+        width=width,
+        k=k,
+        stride=logits.strides[0] if rows > 1 else width,
+        offset=logits.address // options.item_bytes % 8,
+        **hints,
+    )
+    engine = current_engine()
+    handle = stream_handle(stream)
+    if stream is None and logits.stream is not None:
+        handle = logits.stream
+    making_values = options.values and beside.values is True
+    if engine.driver.stream_is_capturing(handle):
+        prepared = engine.remembered(problem, route)
+        if prepared is None:
+            raise NotPrepared(
+                "the stream is capturing and this problem was never run: use prepare() or run it once before"
+            )
+        if beside.out is None or making_values or (beside.workspace is None and prepared.workspace_bytes):
+            raise NotPrepared("the stream is capturing, where nothing may be allocated: give out, values and workspace")
+    else:
+        prepared = engine.prepare_once(problem, route)
+    if beside.out is None:
+        beside.out = DeviceArray(engine, (rows, k), handle, options.index_dtype)
+    if making_values:
+        beside.values = DeviceArray(engine, (rows, k), handle, options.dtype)
+    size = prepared.workspace_bytes
+    if beside.workspace is None and size:
+        lent = engine.driver.mem_alloc_async(size, handle)
+        try:
+            beside.workspace = _Borrowed(lent, (size,))
+            _launch(prepared, logits, beside, handle, engine)
+        finally:
+            engine.driver.mem_free_async(lent, handle)
+    else:
+        _launch(prepared, logits, beside, handle, engine)
+    return Selected(beside.out, beside.values) if options.values else beside.out
+
+
+def _one_a_row(name: str, value: Any, rows: int) -> DeviceView:
+    found = view(name, value, "int32")
+    if found.size != rows:
+        raise InvalidArgument(name, f"shape {found.shape}", f"one value for each of the {rows} rows")
+    if not found.contiguous:
+        raise InvalidArgument(name, f"strides {found.strides} (elements)", "a contiguous array")
+    return found
+
+
+def _result(name: str, value: Any, shape: tuple[int, int], dtype: str) -> DeviceView:
+    found = rows_view(name, value, dtype, writable=True)
+    if found.shape != shape:
+        raise InvalidArgument(name, f"shape {found.shape}", str(shape))
+    return found
 
 
 def _launch(
-    prepared: _Prepared,
-    logits: DeviceView,
-    lengths: Any,
-    out: Any,
-    workspace: Any,
-    stream: int,
-    engine: Engine | None = None,
+    prepared: _Prepared, logits: DeviceView, beside: _Beside, stream: int, engine: Engine | None = None
 ) -> None:
     """Checks every argument against the prepared problem, then launches once."""
-    rows, k = prepared.problem.rows, prepared.problem.k
-    result = rows_view("out", out, "<i4", writable=True)
-    if result.shape != (rows, k):
-        raise InvalidArgument("out", f"shape {result.shape}", f"({rows}, {k})")
-    inputs = [("logits", logits)]
-    if lengths is not None:
-        given = view("lengths", lengths, "<i4")
-        if given.size != rows:
-            raise InvalidArgument("lengths", f"shape {given.shape}", f"one value for each of the {rows} rows")
-        if not given.contiguous:
-            raise InvalidArgument("lengths", f"strides {given.strides} (elements)", "a contiguous array")
-        inputs.append(("lengths", given))
+    rows, k, options = prepared.problem.rows, prepared.problem.k, prepared.problem.options
+    outputs = {"out": _result("out", beside.out, (rows, k), options.index_dtype)}
+    inputs = {"logits": logits}
+    if beside.lengths is not None:
+        inputs["lengths"] = _one_a_row("lengths", beside.lengths, rows)
+    if options.extras or beside.values is not None or beside.row_starts is not None or beside.page_table is not None:
+        for name in ("values", "row_starts", "page_table"):
+            given, wanted = getattr(beside, name), getattr(options, name)
+            if wanted != (given is not None and given is not False):
+                raise InvalidArgument(name, type(given).__name__, "an array, as prepared" if wanted else "None")
+        if options.values:
+            outputs["values"] = _result("values", beside.values, (rows, k), options.dtype)
+        if options.row_starts:
+            inputs["row_starts"] = _one_a_row("row_starts", beside.row_starts, rows)
+        if options.page_table:
+            inputs["page_table"] = rows_view("page_table", beside.page_table, "int32")
+    per_table = 1
+    if options.page_table:
+        per_table = check_pages(logits.shape, inputs["page_table"].shape, beside.page_size)
     if prepared.workspace_bytes:
-        if workspace is None:
+        if beside.workspace is None:
             raise WorkspaceTooSmall(0, prepared.workspace_bytes)
-        lent = view("workspace", workspace, None, writable=True)
+        lent = view("workspace", beside.workspace, None, writable=True)
         if not lent.contiguous:
             raise InvalidArgument("workspace", f"strides {lent.strides}", "a contiguous array")
         if lent.size * lent.item_bytes < prepared.workspace_bytes:
             raise WorkspaceTooSmall(lent.size * lent.item_bytes, prepared.workspace_bytes)
-        inputs.append(("workspace", lent))
-    for name, other in inputs:
-        if overlap(result, other):
-            raise InvalidArgument("out", f"memory that {name} lies in", "memory of its own")
+        outputs["workspace"] = lent
+    for name, written in outputs.items():
+        for other, array in (inputs | outputs).items():
+            if other != name and overlap(written, array):
+                raise InvalidArgument(name, f"memory that {other} lies in", "memory of its own")
     if engine is not None:
-        for _, other in inputs:
-            if other.stream is not None and other.stream != stream:
-                engine.driver.stream_wait(stream, other.stream)
+        for array in (inputs | outputs).values():
+            if array.stream is not None and array.stream != stream:
+                engine.driver.stream_wait(stream, array.stream)
+
+    def address(name: str) -> int:
+        found = inputs.get(name) or outputs.get(name)
+        return found.address if found else 0
+
+    more: dict[str, int] = {}
+    if options.extras:
+        more = {name: address(name) for name in ("values", "row_starts", "page_table")}
+        more |= {"page_size": beside.page_size, "rows_per_table": per_table}
+        if options.values:
+            more["values_stride"] = outputs["values"].strides[0] if rows > 1 else k
+        if options.page_table:
+            more["page_table_stride"] = inputs["page_table"].strides[0]
     prepared.launch(
         logits.address,
-        inputs[1][1].address if lengths is not None else 0,
-        result.address,
-        inputs[-1][1].address if prepared.workspace_bytes else 0,
+        address("lengths"),
+        address("out"),
+        address("workspace"),
         stream,
-        out_stride=result.strides[0] if rows > 1 else k,
+        out_stride=outputs["out"].strides[0] if rows > 1 else k,
+        **more,
     )
 
 
+def _host_result(name: str, given: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if given is None or given is True:
+        return np.empty(shape, dtype=dtype)
+    if not isinstance(given, np.ndarray) or given.dtype != dtype or given.shape != shape:
+        what = f"{getattr(given, 'dtype', type(given).__name__)} {getattr(given, 'shape', '')}"
+        raise InvalidArgument(name, what, f"a numpy array, {dtype} of shape {shape}, as the logits are numpy")
+    return given
+
+
+def _host_integers(name: str, given: Any) -> npt.NDArray[Any]:
+    if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu":
+        what = str(getattr(given, "dtype", type(given).__name__))
+        raise InvalidArgument(name, what, "a numpy array of integers, as the logits are numpy")
+    return given
+
+
 def _topk_numpy(
-    logits: npt.NDArray[Any],
-    k: int,
-    lengths: Any,
-    out: Any,
-    workspace: Any,
-    stream: Any,
-    route: str,
-    hints: dict[str, Any],
-) -> npt.NDArray[np.int32]:
-    if logits.ndim != 2 or logits.dtype != np.float32:
-        raise InvalidArgument("logits", f"{logits.dtype} of shape {logits.shape}", "float32 of shape (rows, width)")
+    logits: npt.NDArray[Any], k: int, beside: _Beside, stream: Any, route: str, hints: dict[str, Any]
+) -> Any:
     rows, width = logits.shape
-    if workspace is not None:
-        raise InvalidArgument("workspace", type(workspace).__name__, "None with numpy arrays, which are copied")
-    result: npt.NDArray[np.int32]
-    if out is None:
-        result = np.empty((rows, k), dtype=np.int32)
-    elif not isinstance(out, np.ndarray) or out.dtype != np.int32 or out.shape != (rows, k):
-        what = f"{getattr(out, 'dtype', type(out).__name__)} {getattr(out, 'shape', '')}"
-        raise InvalidArgument("out", what, f"a numpy array, int32 of shape ({rows}, {k}), as the logits are numpy")
-    else:
-        result = out
-    if lengths is not None:
-        if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu":
-            what = str(getattr(lengths, "dtype", type(lengths).__name__))
-            raise InvalidArgument("lengths", what, "a numpy array of integers, as the logits are numpy")
-        lengths = row_lengths(rows, width, lengths).astype(np.int32)
+    options: Options = hints["options"]
+    if beside.workspace is not None:
+        raise InvalidArgument("workspace", type(beside.workspace).__name__, "None with numpy arrays, which are copied")
+    shape = rows, k
+    results = {"out": _host_result("out", beside.out, shape, np.dtype(options.index_dtype))}
+    if options.values:
+        results["values"] = _host_result("values", beside.values, shape, logits.dtype)
+    arrays: dict[str, npt.NDArray[Any]] = {"logits": np.ascontiguousarray(logits)}
+    if beside.lengths is not None:
+        found = row_lengths(rows, width, _host_integers("lengths", beside.lengths))
+        arrays["lengths"] = found.astype(np.int32)
+    if options.row_starts:
+        starts = row_starts_of(rows, width, _host_integers("row_starts", beside.row_starts))
+        arrays["row_starts"] = starts.astype(np.int32)
+    per_table = 1
+    if options.page_table:
+        table = _host_integers("page_table", beside.page_table)
+        per_table = check_pages(logits.shape, table.shape, beside.page_size)
+        if table.size and not -(2**31) <= int(table.min()) <= int(table.max()) < 2**31:
+            raise InvalidArgument("page_table", f"{table.min()}..{table.max()}", "pages that fit into int32")
+        arrays["page_table"] = np.ascontiguousarray(table, dtype=np.int32)
     problem = Problem(rows=rows, width=width, k=k, **hints)
     handle = stream_handle(stream)
     with primary_context(), contextlib.ExitStack() as stack:
@@ -330,15 +495,23 @@ def _topk_numpy(
             stack.callback(driver.mem_free, address)
             return address
 
-        values, indices = device(logits.nbytes), device(rows * k * 4)
-        driver.copy_to_device(values, np.ascontiguousarray(logits))
-        counts = 0
-        if lengths is not None and rows:
-            counts = device(lengths.nbytes)
-            driver.copy_to_device(counts, lengths)
-        prepared.launch(values, counts, indices, device(prepared.workspace_bytes), handle)
+        at: dict[str, int] = {}
+        for name, array in arrays.items():
+            at[name] = device(array.nbytes)
+            if array.size:
+                driver.copy_to_device(at[name], array)
+        host = {name: np.empty(shape, dtype=array.dtype) for name, array in results.items()}
+        for name, array in host.items():
+            at[name] = device(array.nbytes)
+        more: dict[str, int] = {}
+        if options.extras:
+            more = {name: at.get(name, 0) for name in ("values", "row_starts", "page_table")}
+            more |= {"page_size": beside.page_size, "rows_per_table": per_table}
+            if options.page_table:
+                more["page_table_stride"] = arrays["page_table"].shape[1]
+        prepared.launch(at["logits"], at.get("lengths", 0), at["out"], device(prepared.workspace_bytes), handle, **more)
         driver.stream_synchronize(handle)
-        host = np.empty((rows, k), dtype=np.int32)
-        driver.copy_to_host(host, indices)
-    result[...] = host
-    return result
+        for name, array in host.items():
+            driver.copy_to_host(array, at[name])
+            results[name][...] = array
+    return Selected(results["out"], results["values"]) if options.values else results["out"]

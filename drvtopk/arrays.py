@@ -8,8 +8,14 @@ from typing import Any
 
 from drvtopk.errors import InvalidArgument
 
-_ITEM_BYTES = {"<f4": 4, "<i4": 4}
-_NAMES = {"<f4": "float32", "<i4": "int32"}
+# numpy has no name for bfloat16: ml_dtypes and torch export its words as '<V2'.
+TYPESTRS = {
+    "float32": ("<f4",),
+    "float16": ("<f2",),
+    "bfloat16": ("<V2", "<u2", "|V2"),
+    "int32": ("<i4",),
+    "int64": ("<i8",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +27,7 @@ class DeviceView:
     strides: tuple[int, ...]
     """Elements."""
     item_bytes: int
+    typestr: str
     stream: int | None
     """The stream whose work the array still waits for, where its owner says so."""
 
@@ -53,17 +60,17 @@ def is_device_array(value: object) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
-def view(argument: str, value: object, typestr: str | None, *, writable: bool = False) -> DeviceView:
-    """`value` as a DeviceView of element type `typestr` (None: any, seen as bytes). Raises InvalidArgument."""
+def view(argument: str, value: object, dtype: str | None, *, writable: bool = False) -> DeviceView:
+    """`value` as a DeviceView of element type `dtype` (a key of TYPESTRS; None: any). Raises InvalidArgument."""
     interface: Any = getattr(value, "__cuda_array_interface__", None)
     if not isinstance(interface, Mapping):
         raise InvalidArgument(
             argument, type(value).__name__, "a device array with __cuda_array_interface__, as the other arguments are"
         )
     given = str(interface["typestr"])
-    if typestr is not None and given not in (typestr, typestr.replace("<", "=")):
-        raise InvalidArgument(argument, f"dtype {given}", f"{_NAMES[typestr]} ({typestr})")
-    item = _ITEM_BYTES[typestr] if typestr else int(given[2:])
+    if dtype is not None and given.replace("=", "<") not in TYPESTRS[dtype]:
+        raise InvalidArgument(argument, f"dtype {given}", f"{dtype} ({TYPESTRS[dtype][0]})")
+    item = int(given[2:])
     if interface.get("mask") is not None:
         raise InvalidArgument(argument, "a masked array", "an array without a mask")
     address, readonly = interface["data"]
@@ -91,13 +98,14 @@ def view(argument: str, value: object, typestr: str | None, *, writable: bool = 
         shape=shape,
         strides=strides,
         item_bytes=item,
+        typestr=given,
         stream=None if stream is None else int(stream),
     )
 
 
-def rows_view(argument: str, value: object, typestr: str, *, writable: bool = False) -> DeviceView:
+def rows_view(argument: str, value: object, dtype: str | None, *, writable: bool = False) -> DeviceView:
     """A two-dimensional view whose elements of a row are adjacent."""
-    found = view(argument, value, typestr, writable=writable)
+    found = view(argument, value, dtype, writable=writable)
     if len(found.shape) != 2:
         raise InvalidArgument(argument, f"shape {found.shape}", "two dimensions: (rows, columns)")
     if found.shape[1] > 1 and found.strides[1] != 1:
@@ -105,6 +113,17 @@ def rows_view(argument: str, value: object, typestr: str, *, writable: bool = Fa
             argument, f"an inner stride of {found.strides[1]} elements", "1: the elements of a row are adjacent"
         )
     return found
+
+
+def dtype_of(argument: str, found: DeviceView, dtype: str | None) -> str:
+    """The name in TYPESTRS of a view's elements, one of float32, float16, bfloat16. `dtype` has to agree, and is what
+    tells bfloat16 from uint16."""
+    given = found.typestr.replace("=", "<")
+    own = [name for name in ("float32", "float16", "bfloat16") if given in TYPESTRS[name]]
+    if own and dtype in (None, own[0]) and (given != "<u2" or dtype is not None):
+        return own[0]
+    allowed = f"{dtype} ({TYPESTRS[dtype][0]})" if dtype in TYPESTRS else "float32, float16 or bfloat16"
+    raise InvalidArgument(argument, f"dtype {found.typestr}", allowed)
 
 
 def overlap(a: DeviceView, b: DeviceView) -> bool:

@@ -187,12 +187,23 @@ def check_arch(arch: str) -> str:
     return arch
 
 
-def definitions(variant: Variant, arch: str) -> dict[str, int]:
-    """Every number that goes into the kernels, by the name it has there."""
+def definitions(variant: Variant, arch: str) -> dict[str, int | str]:
+    """Every number that goes into the kernels, and the kernel's name, by the name it has there."""
+    options = variant.options
     limit = {"DRVTOPK_WAIT_LIMIT": variant.tuning.wait_limit} if variant.tuning.wait_limit else {}
     return {
         "DRVTOPK_K": variant.k,
         "DRVTOPK_VEC": variant.vec_size,
+        "DRVTOPK_ENTRY": variant.entry,
+        "DRVTOPK_DTYPE": tuple(spec.DTYPES).index(options.dtype),
+        "DRVTOPK_INDEX_BYTES": spec.INDEX_DTYPES[options.index_dtype],
+        "DRVTOPK_ORDER": spec.ORDERS.index(options.order),
+        "DRVTOPK_TIE_BREAK": spec.TIE_BREAKS.index(options.tie_break),
+        "DRVTOPK_NAN_HIGHEST": int(options.nan == "highest"),
+        "DRVTOPK_VALUES": int(options.values),
+        "DRVTOPK_ROW_STARTS": int(options.row_starts),
+        "DRVTOPK_PAGE_TABLE": int(options.page_table),
+        "DRVTOPK_EXTRAS": int(options.extras),
         "DRVTOPK_THREADS": spec.THREADS,
         "DRVTOPK_MIN_BLOCKS": spec.min_blocks(arch),
         "DRVTOPK_DIGIT_BITS": spec.DIGIT_BITS,

@@ -14,12 +14,24 @@ from drvtopk.compiler import compile_variant, nvrtc_version
 from drvtopk.driver import Driver, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_occupancy, plan
-from drvtopk.spec import DEFAULT_TUNING, WORKSPACE_ALIGNMENT, DeviceInfo, KernelInfo, Tuning, Variant
+from drvtopk.spec import (
+    DEFAULT_TUNING,
+    INDEX_DTYPES,
+    WORKSPACE_ALIGNMENT,
+    DeviceInfo,
+    KernelInfo,
+    Options,
+    Tuning,
+    Variant,
+)
 
 log = logging.getLogger("drvtopk")
 
-_PARAMS = struct.Struct("<4Q2q8I")  # `Params` of cuda_src/params.cuh, which asserts this size
+# `Params` of cuda_src/params.cuh, which asserts these sizes.
+_PARAMS = struct.Struct("<4Q2q8I")
+_EXTRAS = struct.Struct("<3Q2q2I")  # behind it, in variants whose options need more arrays
 PARAMS_BYTES = _PARAMS.size
+EXTRAS_BYTES = _EXTRAS.size
 _REMEMBERED = 256  # problems whose preparation an engine keeps
 
 
@@ -31,7 +43,7 @@ class _Launcher:
         self._driver = driver
         self._function = function
         self._lock = threading.Lock()  # the driver copies the block during the call, so it must not change under it
-        self._block = ctypes.create_string_buffer(PARAMS_BYTES)
+        self._block = ctypes.create_string_buffer(PARAMS_BYTES + EXTRAS_BYTES * plan.options.extras)
         self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._block))
         self._pointers_address = ctypes.addressof(self._pointers)
         self._about = f"{plan.variant} {plan.device}: grid {plan.grid}, {plan.smem_bytes} bytes of shared memory"
@@ -46,11 +58,22 @@ class _Launcher:
             0,
         )
 
-    def __call__(self, logits: int, lengths: int, out: int, workspace: int, stream: int, out_stride: int) -> bool:
+    def __call__(
+        self,
+        logits: int,
+        lengths: int,
+        out: int,
+        workspace: int,
+        stream: int,
+        out_stride: int,
+        extras: tuple[int, ...] | None,
+    ) -> bool:
         """One driver call. False: a cooperative grid that this context can never hold; nothing was launched."""
         p = self.plan
         with self._lock:
             _PARAMS.pack_into(self._block, 0, logits, lengths, out, workspace, p.stride, out_stride, *self._tail)
+            if extras is not None:
+                _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
             if p.cooperative:
                 return self._driver.launch_cooperative(
                     self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about
@@ -90,12 +113,22 @@ class Prepared:
         stream: int = 0,
         *,
         out_stride: int | None = None,
+        values: int = 0,
+        values_stride: int | None = None,
+        row_starts: int = 0,
+        page_table: int = 0,
+        page_table_stride: int | None = None,
+        page_size: int = 1,
+        rows_per_table: int = 1,
     ) -> None:
         """Launches on `stream` (a handle; 0 is the legacy default stream) with device addresses.
 
-        `logits` float32 (rows, width) with the prepared stride; `lengths` int32 (rows,), or 0: every row has `width`
-        elements; `out` int32 (rows, k), its rows `out_stride` elements apart (k unless given); `workspace` of
-        `workspace_bytes` bytes, aligned to 128, not shared with a launch that may run at the same time.
+        `logits` (rows, width) of the prepared dtype, with the prepared stride; `lengths` int32 (rows,), or 0: every
+        row has `width` elements; `out` (rows, k) of the prepared index dtype, its rows `out_stride` elements apart (k
+        unless given); `workspace` of `workspace_bytes` bytes, aligned to 128, not shared with a launch that may run at
+        the same time. Each that was prepared for, and no other: `values` (rows, k) of the logits' dtype; `row_starts`
+        int32 (rows,); `page_table` int32, its rows `page_table_stride` elements apart, of which row r reads
+        row r // `rows_per_table`. Strides are in elements.
         Raises InvalidArgument before anything is launched, DriverError if the driver refuses.
         """
         active = self._active
@@ -105,25 +138,62 @@ class Prepared:
             raise InvalidArgument("out_stride", step, f"at least k = {p.k} elements, so that rows do not overlap")
         if p.rows == 0:
             return
-        if logits % (4 * p.vec_size) or (not logits and p.width):
-            raise InvalidArgument(
-                "logits", hex(logits), f"a device address aligned to {4 * p.vec_size} bytes, as planned"
+        options = p.options
+        _check_address("logits", logits, options.item_bytes * p.vec_size, there=p.width > 0)
+        _check_address("lengths", lengths, 4, there=False)
+        _check_address("out", out, INDEX_DTYPES[options.index_dtype])
+        if p.workspace_bytes:
+            _check_address("workspace", workspace, WORKSPACE_ALIGNMENT)
+        extras = None
+        if options.extras or values or row_starts or page_table:
+            extras = self._extras(
+                options,
+                (values, row_starts, page_table),
+                p.k if values_stride is None else values_stride,
+                page_table_stride or 0,
+                page_size,
+                rows_per_table,
             )
-        if lengths % 4:
-            raise InvalidArgument("lengths", hex(lengths), "a device address aligned to 4 bytes, or 0")
-        if out % 4 or not out:
-            raise InvalidArgument("out", hex(out), "a device address aligned to 4 bytes")
-        if p.workspace_bytes and (not workspace or workspace % WORKSPACE_ALIGNMENT):
-            raise InvalidArgument(
-                "workspace", hex(workspace), f"a device address aligned to {WORKSPACE_ALIGNMENT} bytes"
-            )
-        if not active(logits, lengths, out, workspace, stream, step):
+        if not active(logits, lengths, out, workspace, stream, step, extras):
             fallback = self._fallback
             if fallback is None:
                 raise PlanError(p.route, f"the driver refused a cooperative grid of {p.grid} blocks")
             log.warning("%s", fallback.plan.why)
             self._active = fallback
-            fallback(logits, lengths, out, workspace, stream, step)
+            fallback(logits, lengths, out, workspace, stream, step, extras)
+
+    def _extras(
+        self,
+        options: Options,
+        arrays: tuple[int, int, int],
+        values_stride: int,
+        page_table_stride: int,
+        page_size: int,
+        rows_per_table: int,
+    ) -> tuple[int, ...]:
+        asked = (options.values, options.row_starts, options.page_table)
+        for name, address, wanted in zip(("values", "row_starts", "page_table"), arrays, asked, strict=True):
+            if address and not wanted:
+                raise InvalidArgument(name, hex(address), "0: the problem was prepared without it")
+            if wanted:
+                _check_address(name, address, options.item_bytes if name == "values" else 4)
+        rows = self.problem.rows
+        if options.values and values_stride < self.problem.k and rows > 1:
+            raise InvalidArgument("values_stride", values_stride, f"at least k = {self.problem.k} elements")
+        if options.page_table:
+            if not 1 <= page_size < 2**31:
+                raise InvalidArgument("page_size", page_size, f"1..{2**31 - 1}")
+            if not 1 <= rows_per_table <= rows:
+                raise InvalidArgument("rows_per_table", rows_per_table, f"1..{rows}")
+            if page_table_stride < 0:
+                raise InvalidArgument("page_table_stride", page_table_stride, "at least 0")
+        return (*arrays, values_stride, page_table_stride, page_size, rows_per_table)
+
+
+def _check_address(name: str, address: int, alignment: int, *, there: bool = True) -> None:
+    if address % alignment or (there and not address):
+        or_null = "" if there else ", or 0"
+        raise InvalidArgument(name, hex(address), f"a device address aligned to {alignment} bytes{or_null}")
 
 
 class Engine:

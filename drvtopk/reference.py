@@ -77,9 +77,14 @@ def row_lengths(rows: int, width: int, lengths: Ints | None) -> npt.NDArray[np.i
     return _clamped("lengths", lengths, rows, width, width)
 
 
+def row_starts_of(rows: int, width: int, row_starts: Ints | None) -> npt.NDArray[np.int64]:
+    """Where each row's window begins, clamped to [0, width]; 0 where no starts are given."""
+    return _clamped("row_starts", row_starts, rows, width, 0)
+
+
 def row_windows(rows: int, width: int, lengths: Ints | None, row_starts: Ints | None) -> list[tuple[int, int]]:
     """(first element, elements) of each row's window: the start clamped to [0, width], the length to what follows."""
-    starts = _clamped("row_starts", row_starts, rows, width, 0)
+    starts = row_starts_of(rows, width, row_starts)
     counts = row_lengths(rows, width, lengths)
     return [(int(s), int(min(n, width - s))) for s, n in zip(starts, counts, strict=True)]
 

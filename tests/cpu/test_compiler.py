@@ -140,6 +140,10 @@ def test_every_shared_number_goes_in() -> None:
     assert definitions(variant, "sm_89") == {
         "DRVTOPK_K": 513,
         "DRVTOPK_VEC": 2,
+        "DRVTOPK_ENTRY": "drvtopk_persistent",
+        **{f"DRVTOPK_{name}": 0 for name in ("DTYPE", "ORDER", "TIE_BREAK", "NAN_HIGHEST", "VALUES", "ROW_STARTS")},
+        **{f"DRVTOPK_{name}": 0 for name in ("PAGE_TABLE", "EXTRAS")},
+        "DRVTOPK_INDEX_BYTES": 4,
         "DRVTOPK_THREADS": spec.THREADS,
         "DRVTOPK_MIN_BLOCKS": 1,
         "DRVTOPK_DIGIT_BITS": spec.DIGIT_BITS,
