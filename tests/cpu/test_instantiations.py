@@ -43,7 +43,7 @@ def compile_all(variants: list[Variant], arch: str, cache: Cache) -> list[Compil
         return list(pool.map(lambda v: compile_variant(v, arch, cache=cache), variants))
 
 
-# A few words that ptxas parks outside the loops rather than take a register more, which would cost the SM its second block.
+# A few words that ptxas parks outside the loops; a register more would cost the SM its second block.
 MOST_SPILLS, MOST_SPILLS_WITH_OPTIONS = 24, 160
 
 
