@@ -10,6 +10,6 @@ extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS
   Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
 #pragma unroll 1
   for (u32 row = blockIdx.x; row < p.rows; row += gridDim.x) {
-    row_alone<K, Vec>(row_of<Vec>(p, row), p, row, sh);
+    row_alone<K, Vec, true>(row_of<Vec>(p, row), p, row, sh);
   }
 }

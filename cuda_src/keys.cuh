@@ -25,3 +25,51 @@ __device__ __forceinline__ u32 ordered_key(u32 bits) {
 
 // The bits of -inf, which fill the values of a row with fewer elements than places.
 constexpr u32 kFill = kDtype == Dtype::kFloat32 ? 0xff800000u : kDtype == Dtype::kBfloat16 ? 0xff80u : 0xfc00u;
+
+// The bits of a logit with this key (of -0.0's the one that has it).
+__device__ __forceinline__ u32 bits_of(u32 key) {
+  constexpr u32 kSign = 1u << (kKeyBits - 1);
+  return key & kSign ? key ^ kSign : ~key & (kSign | (kSign - 1));
+}
+
+constexpr bool kQuickValue = kDtype != Dtype::kFloat16;  // a float is one instruction away from the bits
+
+__device__ __forceinline__ float value_of(u32 bits) {
+  return __uint_as_float(kDtype == Dtype::kBfloat16 ? bits << 16 : bits);
+}
+
+// A test that every logit passes whose key reaches a pivot, and few others: cheaper than the key.
+class Reaches {
+ public:
+  __device__ __forceinline__ explicit Reaches(u32 pivot)
+      : pivot_(pivot), value_(value_of(bits_of(pivot))), all_(value_ != value_) {}
+
+  __device__ __forceinline__ bool operator()(u32 bits) const {
+    if constexpr (!kQuickValue) return ordered_key(bits) >= pivot_;
+    const float x = value_of(bits);
+    return all_ | (kNanHighest ? !(x < value_) : x >= value_);  // a pivot that is NaN tells nothing apart
+  }
+
+ private:
+  u32 pivot_;
+  float value_;
+  bool all_;
+};
+
+// Bins of equal width in value between two keys: what selections of logits are usually told apart by at once, where digits
+// of the key crowd into a few exponents. A key above the upper one falls into the last bin.
+class Spread {
+ public:
+  __device__ __forceinline__ Spread(u32 low, u32 high) : low_(value_of(bits_of(low))) {
+    scale_ = static_cast<float>(kBins - 1) / (value_of(bits_of(high)) - low_);
+  }
+  // Not between NaN or infinities, nor where the two are one value.
+  __device__ __forceinline__ bool usable() const { return kQuickValue && scale_ > 0.0f && scale_ < 1e38f; }
+  // The same order as the keys': a subtraction and a multiplication are monotonic however they are rounded.
+  __device__ __forceinline__ u32 bin(u32 key) const {
+    return static_cast<u32>(fminf((value_of(bits_of(key)) - low_) * scale_, static_cast<float>(kBins - 1)));
+  }
+
+ private:
+  float low_, scale_;
+};

@@ -1,5 +1,4 @@
 // One block walks a stretch of a row: f(key, index, valid) for every element, the widest loads that the plan allows.
-// All threads call f equally often, so f may use warp votes; lanes past the end come with valid == false.
 // Before: row.base + begin is aligned to Vec logits, unless rows begin anywhere (kRowStarts). Nothing at or past `end` is
 // read; before `begin` at most what lies in the same load. No shared memory, no barrier.
 #pragma once
@@ -34,14 +33,15 @@ struct Pack<16> {
   using type = uint4;
 };
 
-// The bits of the first `valid` of Vec consecutive logits, the others as zeros.
+// Vec consecutive logits as they lie in registers.
 template <int Vec>
-__device__ __forceinline__ void load_pack(const Logit* from, u32 valid, u32 (&bits)[Vec]) {
-  constexpr int kBytes = Vec * static_cast<int>(sizeof(Logit));
-  using P = typename Pack<kBytes>::type;
-  if (valid == Vec) {
+struct Loaded {
+  static constexpr int kBytes = Vec * static_cast<int>(sizeof(Logit));
+  u32 words[kBytes < 4 ? 1 : kBytes / 4];
+
+  __device__ __forceinline__ void load(const Logit* from) {
+    using P = typename Pack<kBytes>::type;
     const P pack = __ldg(reinterpret_cast<const P*>(from));
-    u32 words[kBytes < 4 ? 1 : kBytes / 4];
     if constexpr (kBytes <= 4) {
       words[0] = pack;
     } else if constexpr (kBytes == 8) {
@@ -49,35 +49,114 @@ __device__ __forceinline__ void load_pack(const Logit* from, u32 valid, u32 (&bi
     } else {
       words[0] = pack.x, words[1] = pack.y, words[2] = pack.z, words[3] = pack.w;
     }
-#pragma unroll
-    for (int v = 0; v < Vec; ++v) {
-      if constexpr (sizeof(Logit) == 4) {
-        bits[v] = words[v];
-      } else {
-        bits[v] = v % 2 ? words[v / 2] >> 16 : words[v / 2] & 0xffffu;
-      }
-    }
-  } else {
-#pragma unroll
-    for (int v = 0; v < Vec; ++v) bits[v] = v < static_cast<int>(valid) ? __ldg(from + v) : 0u;
   }
-}
+  __device__ __forceinline__ u32 bits(int v) const {
+    if constexpr (sizeof(Logit) == 4) return words[v];
+    return v % 2 ? words[v / 2] >> 16 : words[v / 2] & 0xffffu;
+  }
+};
 
+// All threads call f equally often, so f may use warp votes; lanes past the end come with valid == false.
 template <int Vec, class F>
-__device__ __forceinline__ void for_each_key(const Row row, u32 begin, u32 end, F f) {
+__device__ __forceinline__ void for_each_key(const Row& row, u32 begin, u32 end, F f) {
   // Positions count from row.base. `at` may pass the last by less than one step; widths end at 2^31 - 1, so 32 unsigned
   // bits hold it.
   const u32 first = begin + row.lead(), last = end + row.lead();
-  const Logit* const from = row.base;
 #pragma unroll 1
   for (u32 base = kRowStarts ? first / Vec * Vec : first; base < last; base += kThreads * Vec) {
     const u32 at = base + threadIdx.x * Vec;
     const u32 there = at < last ? min(last - at, static_cast<u32>(Vec)) : 0;
-    u32 bits[Vec];
-    load_pack<Vec>(from + at, there, bits);
+    Loaded<Vec> pack{};
+    if (there == Vec) {
+      pack.load(row.base + at);
+    } else {
+#pragma unroll
+      for (int v = 0; v < Vec; ++v) {
+        const u32 bits = v < static_cast<int>(there) ? __ldg(row.base + at + v) : 0u;
+        pack.words[v * sizeof(Logit) / 4] |= sizeof(Logit) == 4 ? bits : bits << v % 2 * 16;
+      }
+    }
 #pragma unroll
     for (int v = 0; v < Vec; ++v) {
-      f(ordered_key(bits[v]), at + v - row.lead(), v < static_cast<int>(there) && (!kRowStarts || at + v >= first));
+      f(ordered_key(pack.bits(v)), at + v - row.lead(),
+        v < static_cast<int>(there) && (!kRowStarts || at + v >= first));
     }
   }
+}
+
+// f(key, index, valid) with `Deep` loads of each thread under way before the first is looked at. f may not use warp votes.
+template <int Vec, int Deep, class F>
+__device__ __forceinline__ void for_each_key_deep(const Row& row, u32 begin, u32 end, F f) {
+  const u32 first = begin + row.lead(), last = end + row.lead();
+  const u32 base = kRowStarts ? first / Vec * Vec : first, packs = (last - base) / Vec;
+  const Logit* const from = row.base + base;
+#pragma unroll 1
+  for (u32 pack = threadIdx.x; pack < packs; pack += Deep * kThreads) {
+    Loaded<Vec> loaded[Deep];
+    // Past the end the last load is made again: without a branch the loads stay together.
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) loaded[d].load(from + static_cast<u64>(min(pack + d * kThreads, packs - 1)) * Vec);
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) {
+#pragma unroll
+      for (int v = 0; v < Vec; ++v) {
+        const u32 at = base + (pack + d * kThreads) * Vec + v;
+        f(ordered_key(loaded[d].bits(v)), at - row.lead(), pack + d * kThreads < packs && (!kRowStarts || at >= first));
+      }
+    }
+  }
+  const u32 at = base + packs * Vec + threadIdx.x;  // what fills no load
+  if (at < last) f(ordered_key(__ldg(row.base + at)), at - row.lead(), !kRowStarts || at >= first);
+}
+
+// f(key, index) for the elements whose key is at least `pivot`, which should be few; once enough(), only for those above
+// it. f may not use warp votes.
+template <int Vec, int Deep, class F, class Enough>
+__device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32 end, u32 pivot, F f, Enough enough) {
+  const u32 first = begin + row.lead(), last = end + row.lead();
+  const u32 base = kRowStarts ? first / Vec * Vec : first, packs = (last - base) / Vec;
+  const Logit* const from = row.base + base;
+  constexpr u32 kMostKey = 0xffffffffu >> (32 - kKeyBits);
+  Reaches reaches(pivot);
+  bool raised = false;
+  const auto look = [&](u32 bits, u32 at) {
+    if (reaches(bits)) {
+      const u32 key = ordered_key(bits);
+      if (key >= pivot && (!kRowStarts || at >= first)) f(key, at - row.lead());
+    }
+  };
+#pragma unroll 1
+  for (u32 pack = threadIdx.x; pack < packs; pack += Deep * kThreads) {
+    Loaded<Vec> loaded[Deep];
+    // Past the end the last load is made again: without a branch the loads stay together.
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) loaded[d].load(from + static_cast<u64>(min(pack + d * kThreads, packs - 1)) * Vec);
+    if (!raised && pivot != kMostKey && enough()) {
+      raised = true;
+      reaches = Reaches(++pivot);
+    }
+    u32 some = 0;  // loads in which something reaches it
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) {
+      bool one = false;
+#pragma unroll
+      for (int v = 0; v < Vec; ++v) one |= reaches(loaded[d].bits(v));
+      some |= one ? 1u << d : 0u;
+    }
+    // They are few, and still in a cache: made again, they need no choice among registers.
+#pragma unroll 1
+    while (some) {
+      const u32 d = 31 - __clz(some);
+      some ^= 1u << d;
+      const u32 which = pack + d * kThreads;
+      if (which < packs) {
+        Loaded<Vec> again;
+        again.load(from + static_cast<u64>(which) * Vec);
+#pragma unroll
+        for (int v = 0; v < Vec; ++v) look(again.bits(v), base + which * Vec + v);
+      }
+    }
+  }
+  const u32 at = base + packs * Vec + threadIdx.x;  // what fills no load
+  if (at < last) look(__ldg(row.base + at), at);
 }

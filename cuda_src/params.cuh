@@ -4,6 +4,7 @@
 
 using i64 = long long;
 using u32 = unsigned int;
+using u64 = unsigned long long;
 
 constexpr u32 kThreads = DRVTOPK_THREADS;
 constexpr u32 kWarps = kThreads / 32;
@@ -13,6 +14,7 @@ constexpr u32 kRoundWords = DRVTOPK_ROUND_WORDS;
 constexpr u32 kRounds = DRVTOPK_ROUNDS;
 constexpr u32 kStateLineWords = DRVTOPK_STATE_LINE / 4;
 constexpr u32 kShortMax = DRVTOPK_SHORT_MAX;
+constexpr u32 kSamples = DRVTOPK_SAMPLES;
 constexpr u32 kRadixThreshold = DRVTOPK_RADIX_THRESHOLD;
 
 // What a caller may ask for beyond k (spec.Options), each known when the kernel is compiled.

@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS
     if (p.cooperative && from.n > kRadixThreshold && from.n > K) {
       row_group<K, Vec>(from, p, row, my_turn, sh, m);
     } else if (my_turn()) {
-      row_alone<K, Vec>(from, p, row, sh);
+      row_alone<K, Vec, false>(from, p, row, sh);
     }
   }
 }

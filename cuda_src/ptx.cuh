@@ -43,6 +43,9 @@ __device__ __forceinline__ u32 fetch_add_relaxed(u32* p, u32 v) {
   return old;
 }
 
+// A word of shared memory that other threads add to meanwhile: any of its values will do.
+__device__ __forceinline__ u32 load_shared(const u32* p) { return *reinterpret_cast<const volatile u32*>(p); }
+
 // The lanes of this warp below the calling one.
 __device__ __forceinline__ u32 lanes_below() {
   u32 v;

@@ -4,6 +4,7 @@
 #pragma once
 #include "finish.cuh"
 #include "held.cuh"
+#include "row_pass.cuh"
 
 // Rows with no more elements than places: every index is a member.
 template <int K>
@@ -26,29 +27,25 @@ __device__ __forceinline__ void row_trivial(const Row& row, const Out& to, Share
   }
 }
 
-// K < n <= kShortMax, and the row fits into `rest`. Read once; one histogram of the top 11 bits nearly always decides
-// all but a few keys, and further rounds count the keys that are held, so no buffer exists that could overflow.
+// K < n <= kShortMax, and the row fits into `rest`. Read once and held, so all else is counted where it lies, and no buffer
+// exists that could overflow.
 template <int K, int Vec>
 __device__ __forceinline__ void row_short(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   Scratch& s = sh.scratch;
-  const auto same = [](u32 i) { return i; };
   clear_bins(sh.bins);
-  if (threadIdx.x == 0) s.above_count = s.tie_count = 0;
+  if (threadIdx.x == 0) s.above_count = s.tie_count = s.high = 0, s.low = ~0u;
   __syncthreads();
-  hold<Vec>(row, 0, row.n, sh.rest, sh.bins);
+  u32 low = ~0u, high = 0;
+  for_each_key_deep<Vec, 2>(row, 0, row.n, [&](u32 key, u32 index, bool valid) {
+    if (valid) {
+      sh.rest[index] = key;
+      low = min(low, key);
+      high = max(high, key);
+    }
+  });
+  widen(low, high, s);
   __syncthreads();
-  find_bin(sh.bins, K, s);
-  Threshold t(s.digit, row.n);
-  while (!t.decided(s)) {
-    clear_bins(sh.bins);
-    __syncthreads();
-    count_tied(sh.rest, row.n, t, sh.bins, same);
-    __syncthreads();
-    find_bin(sh.bins, s.need, s);
-    t.refine(s);
-  }
-  stage_held(sh.rest, row.n, K, t, sh.staged, s, same);
-  __syncthreads();
+  stage_best(sh.rest, row.n, K, row.n, sh.bins, sh.staged, s, [](u32 i) { return i; });
   finish(row, K, out_of(p, r), sh);
 }
 
@@ -109,13 +106,17 @@ __device__ __forceinline__ void row_stream(const Row& row, const Params& p, u32 
   finish(row, K, out_of(p, r), sh);
 }
 
-template <int K, int Vec>
+// `Pass`: whether long rows are tried in one reading. A kernel that keeps much from row to row has no registers for it.
+template <int K, int Vec, bool Pass>
 __device__ __forceinline__ void row_alone(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   if (row.n <= K) {
     row_trivial<K>(row, out_of(p, r), sh);
   } else if (row.n <= kShortMax && row.n <= 2 * p.candidates) {
     row_short<K, Vec>(row, p, r, sh);
   } else {
+    if constexpr (Pass) {
+      if (p.candidates >= kLeastCandidates && row.n >= 2 * kSamples && row_pass<K, Vec>(row, p, r, sh)) return;
+    }
     row_stream<K, Vec>(row, p, r, sh);
   }
 }

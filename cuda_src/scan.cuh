@@ -15,6 +15,8 @@ struct Scratch {
   u32 tie_count;             // keys seen at the threshold
   u32 candidate_count;       // keys of the threshold bin kept in shared memory
   u32 above_base, tie_base;  // where this block's members go in the row's output
+  u32 low, high;             // the smallest and the largest of some keys
+  u32 pivot;                 // a key that all members should reach
 };
 static_assert(sizeof(Scratch) <= DRVTOPK_SCRATCH_BYTES, "spec.SCRATCH_BYTES is too small");
 

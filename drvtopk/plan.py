@@ -144,12 +144,21 @@ class Plan:
     why: str
     tuning: Tuning
     options: Options = PLAIN
+    residency: int = 2
+    """Blocks of this instantiation that an SM shall hold at once; registers are limited to that."""
     rejected: Rejected | None = None
 
     @property
     def variant(self) -> Variant:
         """The instantiation to compile and launch."""
-        return Variant(route=self.route, k=self.k, vec_size=self.vec_size, tuning=self.tuning, options=self.options)
+        return Variant(
+            route=self.route,
+            k=self.k,
+            vec_size=self.vec_size,
+            tuning=self.tuning,
+            options=self.options,
+            residency=self.residency,
+        )
 
 
 def vec_size(problem: Problem, chunk: int) -> int:
@@ -206,7 +215,14 @@ def _chunk(problem: Problem, variant: Variant, device: DeviceInfo) -> int:
 
 def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning: Tuning, why: str) -> Plan:
     vec = vec_size(problem, 0)
-    variant = Variant(route="filtered", k=problem.k, vec_size=vec, tuning=tuning, options=problem.options)
+    variant = Variant(
+        route="filtered",
+        k=problem.k,
+        vec_size=vec,
+        tuning=tuning,
+        options=problem.options,
+        residency=1 if problem.rows <= device.sms else 2,
+    )
     candidates = _candidates(variant, device)
     smem = variant.fixed_smem_bytes + candidates * CANDIDATE_BYTES
     resident = occupancy(variant, smem)
@@ -241,6 +257,7 @@ def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning
         why=why,
         tuning=tuning,
         options=problem.options,
+        residency=variant.residency,
     )
 
 
@@ -323,6 +340,15 @@ def _persistent(
     )
 
 
+def _why_alone(problem: Problem, device: DeviceInfo, tuning: Tuning) -> str:
+    """Why a block for each row is the fastest there is, or nothing: measured on an H200 (tools/README.md)."""
+    if problem.longest <= tuning.radix_threshold:
+        return f"no row above {tuning.radix_threshold} is expected (max_seq_len {problem.longest})"
+    if problem.rows * tuning.sms_to_share > device.sms:
+        return f"{problem.rows} rows on {device.sms} SMs, sharing pays from {tuning.sms_to_share} SMs a row on"
+    return ""
+
+
 def _constraint(rejected: Rejected, smem_optin: int) -> str:
     if rejected.occupancy < 1:
         return (
@@ -367,6 +393,9 @@ def plan(
         device = device.with_limits(sms=min(device.sms, problem.sm_budget))
     if route == "filtered":
         return _filtered(problem, device, occupancy, tuning, "filtered: asked for; one block per row, none waits")
+    alone = _why_alone(problem, device, tuning) if route == "auto" and chunk is None else ""
+    if alone:
+        return _filtered(problem, device, occupancy, tuning, f"filtered: {alone}; one block per row, none waits")
     found = _persistent(problem, device, occupancy, tuning, chunk)
     if isinstance(found, Plan) and not (found.cooperative and problem.waits == "never"):
         return found

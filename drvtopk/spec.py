@@ -39,22 +39,28 @@ ROUNDS = 3  # histograms in rotation: one being read, one being filled, one bein
 class Tuning:
     """Thresholds of the row paths, in elements. Small ones send tiny rows down every path (for tests)."""
 
-    short_max: int = 8192
+    short_max: int = 16384
     """Rows up to this length are held in shared memory by one block, where it has room for them."""
     radix_threshold: int = 32768
-    """Rows up to this length belong to one block; longer ones are shared by a group, which waits."""
+    """Rows up to this length belong to one block; longer ones may be shared by a group, which waits."""
+    sms_to_share: int = 16
+    """SMs for each row from which on sharing long rows is faster than a block reading each."""
     min_chunk: int = 4096
     """A group is not split finer than this, unless the caller names the chunk."""
-    max_candidates: int = 4096
+    max_candidates: int = 8192
     """Candidates that one block keeps in shared memory; more are read again, never dropped."""
+    samples: int = 4096
+    """Keys that a pivot is guessed from; a power of two, at least 32. Rows of fewer than twice as many do without."""
     wait_limit: int = 0
     """Debug build: after so many looks a waiting block reports what it waits for and ends the launch. 0: no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("short_max", "radix_threshold", "min_chunk", "max_candidates"):
+        for name in ("short_max", "radix_threshold", "sms_to_share", "min_chunk", "max_candidates"):
             value = getattr(self, name)
             if not 1 <= value <= MAX_WIDTH:
                 raise InvalidArgument(name, value, f"1..{MAX_WIDTH}")
+        if not 32 <= self.samples <= 1 << 16 or self.samples & (self.samples - 1):
+            raise InvalidArgument("samples", self.samples, "a power of two in 32..65536")
         if not 0 <= self.wait_limit <= MAX_WIDTH:
             raise InvalidArgument("wait_limit", self.wait_limit, f"0..{MAX_WIDTH}")
 
@@ -142,8 +148,13 @@ class Variant:
     vec_size: int
     tuning: Tuning = DEFAULT_TUNING
     options: Options = PLAIN
+    residency: int = 2
+    """Blocks that an SM shall hold at once, where it has threads for them: what registers are limited to. One alone has
+    more loads under way."""
 
     def __post_init__(self) -> None:
+        if self.residency not in (1, 2):
+            raise InvalidArgument("residency", self.residency, "1 or 2")
         if self.route not in ROUTES:
             raise InvalidArgument("route", repr(self.route), " or ".join(map(repr, ROUTES)))
         check_k(self.k)
@@ -177,7 +188,8 @@ class Variant:
         return align(WORKSPACE_ALIGNMENT + (ROUNDS * ROUND_WORDS + 2 * group + members) * 4, WORKSPACE_ALIGNMENT)
 
     def __str__(self) -> str:
-        return f"{self.route}{self.options.suffix}<{self.k},{self.vec_size}>"
+        alone = "" if self.residency > 1 else ",alone"
+        return f"{self.route}{self.options.suffix}<{self.k},{self.vec_size}{alone}>"
 
 
 def check_k(k: object) -> int:

@@ -15,6 +15,8 @@ from drvtopk.spec import KNOWN_DEVICES, KernelInfo, Variant, min_blocks
 
 SHAPES = [
     (1, 4096),
+    (1, 40000),
+    (3, 90000),
     (1, 32768),
     (1, 131072),
     (1, 1048576),

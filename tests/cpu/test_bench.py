@@ -39,7 +39,7 @@ def test_each_cell_is_written_with_what_repeats_it(device: emulated.EmulatedDriv
     assert {(c["rows"], c["len"], c["k"], c["dtype"]) for c in cells} == {
         (rows, length, 512, "float32") for rows in (1, 3) for length in (600, 40000)
     }
-    assert {c["route"] for c in cells if c["planned"]} == {"persistent"}
+    assert {c["len"]: c["route"] for c in cells if c["planned"]} == {600: "filtered", 40000: "persistent"}
     assert {c["route"] for c in cells if not c["planned"]} == {"filtered"}
     assert all(c["us"] > 0 and c["floor_us"] > 0 and c["control_us"] > 0 for c in cells)
     assert all(command in c["command"] and {"gpu", "driver", "date", "input"} <= c.keys() for c in cells)

@@ -221,7 +221,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_beside_the_json(
     monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path / "file" / "folder"))
     assert main([*PLAN, "--json"]) == 0
     shown = capsys.readouterr()
-    assert json.loads(shown.out)["route"] == "persistent"
+    assert json.loads(shown.out)["route"] == "filtered"
     assert shown.err.startswith("drvtopk: warning: compiled kernels") and shown.err.count("\n") == 1
 
 

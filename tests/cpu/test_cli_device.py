@@ -34,11 +34,11 @@ def test_demo_times_launches_back_to_back_and_nothing_else(
 ) -> None:
     assert main(["demo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["cooperative"]
+    assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["route"] == "filtered"
     assert (found["seed"], found["heads"], found["head_dim"]) == (demo.SEED, indexer.HEADS, indexer.HEAD_DIM)
     timed = [name for name in api.names if name.startswith(("cuEvent", "cuLaunch"))]
     first = timed.index("cuEventRecord")
-    run = ["cuEventRecord", *["cuLaunchCooperativeKernel"] * demo.LAUNCHES, "cuEventRecord"]
+    run = ["cuEventRecord", *["cuLaunchKernel"] * demo.LAUNCHES, "cuEventRecord"]
     run += ["cuEventSynchronize", "cuEventElapsedTime"]
     assert timed[first:-2] == run * (1 + demo.RUNS)
     assert found["microseconds"] == pytest.approx(0.001 * 1000 / demo.LAUNCHES)  # the emulated device's millisecond
@@ -91,7 +91,7 @@ def test_topk_reports_the_plan_that_ran(
 def test_topk_with_a_route_that_does_not_fit_is_bad_input(
     api: EmulatedDriver, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    api.blocks = lambda smem: 0 if smem > 50_000 else 1
+    api.blocks = lambda smem: 0 if smem > 90_000 else 1
     api.sms = 2
     np.save(tmp_path / "x.npy", np.zeros((1, 200_000), np.float32))
     out = tmp_path / "out.npy"
@@ -100,7 +100,7 @@ def test_topk_with_a_route_that_does_not_fit_is_bad_input(
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and "cannot run" in shown.err and not out.exists()
     assert main(argv) == 0
-    assert capsys.readouterr().out.startswith("fallback: ")
+    assert capsys.readouterr().out.startswith("filtered: 1 rows on 2 SMs")
 
 
 def test_plan_auto_is_the_drivers_answer_within_the_given_limits(
@@ -119,7 +119,7 @@ def test_plan_auto_is_the_drivers_answer_within_the_given_limits(
 @pytest.mark.parametrize(
     ("argv", "call"),
     [
-        (["demo"], "cuLaunchCooperativeKernel"),
+        (["demo"], "cuLaunchKernel"),
         (["demo", "--json"], "cuMemAlloc"),
         (["plan", "--rows", "4", "--stride", "100000", "--k", "8"], "cuModuleLoadData"),
         (["plan", "--rows", "4", "--stride", "100000", "--k", "8"], "cuDeviceGetAttribute"),

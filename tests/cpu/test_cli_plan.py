@@ -49,7 +49,8 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
     candidates = max(held // 8, min(tuning["max_candidates"], (budget - fixed) // 8))
     smem = fixed + max(held, 8 * candidates)
     if asked["occupancy"] is None:
-        (kernel,) = (one for one in d["kernels"] if one["variant"] == f"{d['route']}<{d['k']},{vec}>")
+        alone = ",alone" if d["route"] == "filtered" and d["rows"] <= sms else ""
+        (kernel,) = (one for one in d["kernels"] if one["variant"] == f"{d['route']}<{d['k']},{vec}{alone}>")
         warps = 4 * (device["regs_per_sm"] // 4 // up(32 * kernel["registers"], 256))
         by_memory = device["smem_per_sm"] // (up(kernel["static_smem_bytes"] + smem, 128) + device["smem_reserved"])
         occupancy = min(blocks, warps // 32, by_memory, device["max_blocks_per_sm"])

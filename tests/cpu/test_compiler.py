@@ -152,6 +152,7 @@ def test_every_shared_number_goes_in() -> None:
         "DRVTOPK_ROUNDS": spec.ROUNDS,
         "DRVTOPK_STATE_LINE": spec.WORKSPACE_ALIGNMENT,
         "DRVTOPK_SHORT_MAX": 64,
+        "DRVTOPK_SAMPLES": 4096,
         "DRVTOPK_RADIX_THRESHOLD": 128,
     }
     assert definitions(variant, ARCH)["DRVTOPK_MIN_BLOCKS"] == 2

@@ -20,29 +20,35 @@ using u64 = unsigned long long;
 
 void run_kernel(const void* params);
 
-Index threadIdx, blockIdx, gridDim;
+Dim threadIdx, blockIdx, gridDim;
 
 namespace {
 
 constexpr u32 kThreads = HARNESS_THREADS;
 constexpr std::size_t kStack = HARNESS_STACK;
 
-// What the runner sends, then: logits, lengths, workspace (bytes as counted here).
+// What the runner sends, then: logits, lengths, row starts, page table, workspace (bytes as counted here).
 struct Request {
-  u64 seed, logits_bytes, lengths_bytes, out_bytes, workspace_bytes, logits_stride, out_stride;
-  u32 offset, grid, slots, smem_bytes, rows, width, group, groups, chunk, candidates, cooperative, padding;
+  u64 seed, logits_bytes, lengths_bytes, starts_bytes, table_bytes, out_bytes, values_bytes, workspace_bytes;
+  u64 logits_stride, out_stride, table_stride;
+  u32 offset, grid, slots, smem_bytes, rows, width, group, groups, chunk, candidates, cooperative;
+  u32 item_bytes, index_bytes, page_size, rows_per_table, padding;
 };
-static_assert(sizeof(Request) == 7 * 8 + 12 * 4, "the runner packs this");
+static_assert(sizeof(Request) == 11 * 8 + 16 * 4, "the runner packs this");
 
-struct Params {
-  const float* logits;
+struct Params {  // a kernel without options takes the first 80 bytes
+  const unsigned char* logits;
   const int* lengths;
-  int* out;
+  unsigned char* out;
   void* workspace;
   u64 logits_stride, out_stride;
   u32 rows, width, group, groups, chunk, candidates, cooperative, reserved;
+  unsigned char* values;
+  const int *row_starts, *page_table;
+  u64 values_stride, page_table_stride;
+  u32 page_size, rows_per_table;
 };
-static_assert(sizeof(Params) == 80, "params.cuh");
+static_assert(sizeof(Params) == 128, "params.cuh");
 
 #ifdef HARNESS_SANITIZED  // the sanitizers watch the ends of all memory, and no hook tells of plain accesses
 constexpr bool kWatched = false;
@@ -107,7 +113,14 @@ std::vector<Block> slots;
 Block* block;  // the running one
 u32 self;      // the running thread of it
 Context scheduler;
-std::vector<bool> out_written;
+// What a launch gives back: each element may be written once, as a whole.
+struct Output {
+  const char* name;
+  std::vector<unsigned char> bytes;
+  u32 item;
+  std::vector<bool> written;
+};
+Output outputs[2];
 u64 idle;   // turns of blocks since anything changed that somebody could wait for
 u32 steps;  // left of the running block's turn
 
@@ -220,12 +233,18 @@ void touch(const void* address, std::size_t bytes, Access access) {
              name(block->file), block->line);
     }
   } else if (access != Access::kRead && offset(block->stacks + self * kStack) >= kStack) {
-    const std::size_t place = offset(params.out) / 4;
-    if (place >= out_written.size())
-      fail(kFault, "block %u thread %u %s memory that is not its own", block->index, self, verb);
-    if (out_written[place])
-      fail(kFault, "block %u thread %u writes out[%zu], which was written before", block->index, self, place);
-    out_written[place] = true;
+    for (Output& o : outputs) {
+      const std::size_t at = offset(o.bytes.data());
+      if (at >= o.bytes.size()) continue;
+      const std::size_t place = at / o.item;
+      if (at % o.item || bytes != o.item)
+        fail(kFault, "block %u thread %u writes %zu bytes at byte %zu of %s", block->index, self, bytes, at, o.name);
+      if (o.written[place])
+        fail(kFault, "block %u thread %u writes %s[%zu], which was written before", block->index, self, o.name, place);
+      o.written[place] = true;
+      return;
+    }
+    fail(kFault, "block %u thread %u %s memory that is not its own", block->index, self, verb);
   }
 }
 
@@ -264,13 +283,28 @@ unsigned char* shared_memory() { return block->shared.data(); }
 
 void check_logits(const void* from, unsigned bytes) {
   if (params.logits_stride < params.width) return;  // rows that overlap: no telling which one is read
-  const u64 at = static_cast<const float*>(from) - params.logits;
+  const u64 at = (static_cast<const unsigned char*>(from) - params.logits) / request.item_bytes;
   const u64 row = at / std::max(params.logits_stride, u64{1}), column = at - row * params.logits_stride;
-  const int given = params.lengths && row < params.rows ? params.lengths[row] : static_cast<int>(params.width);
-  const u64 n = given <= 0 ? 0 : std::min<u64>(given, params.width);
-  if (row >= params.rows || column + bytes / 4 > n || reinterpret_cast<std::uintptr_t>(from) % bytes)
-    fail(kFault, "block %u thread %u reads %u bytes at column %llu of row %llu, which is %llu long", block->index, self,
-         bytes, column, row, n);
+  const auto clamped = [&](const int* given, u64 most) {
+    return given[row] <= 0 ? u64{0} : std::min<u64>(given[row], most);
+  };
+  const bool there = row < params.rows;
+  const u64 start = there && params.row_starts ? clamped(params.row_starts, params.width) : 0;
+  const u64 n = there && params.lengths ? clamped(params.lengths, params.width - start) : params.width - start;
+  const u64 count = bytes / request.item_bytes;  // before a window only what lies in the same load may be read
+  if (!there || column < start / count * count || column + count > start + n ||
+      reinterpret_cast<std::uintptr_t>(from) % bytes)
+    fail(kFault, "block %u thread %u reads %u bytes at column %llu of row %llu, which is %llu from %llu on",
+         block->index, self, bytes, column, row, n, start);
+}
+
+void check_integer(const int* from) {
+  const auto inside = [&](const int* array, u64 bytes) {
+    return array && static_cast<u64>(from - array) < bytes / 4;
+  };
+  if (!inside(params.lengths, request.lengths_bytes) && !inside(params.row_starts, request.starts_bytes) &&
+      !inside(params.page_table, request.table_bytes))
+    fail(kFault, "block %u thread %u reads integers that are not there", block->index, self);
 }
 
 void barrier(const char* file, int line) {
@@ -313,10 +347,10 @@ const unsigned* exchange(unsigned value, const char* file, int line) {
   return given;
 }
 
-unsigned shared_add(unsigned* word, unsigned value) {
+unsigned shared_update(unsigned* word, Update update, unsigned value) {
   touch(word, 4, Access::kAtomic);
   const unsigned old = *word;
-  *word += value;
+  *word = update == Update::kAdd ? old + value : update == Update::kMin ? std::min(old, value) : std::max(old, value);
   return old;
 }
 
@@ -436,11 +470,19 @@ int main() {
   const auto header = read(sizeof request);
   std::memcpy(&request, header.data(), sizeof request);
   const auto logits = read(request.logits_bytes), lengths = read(request.lengths_bytes);
+  const auto starts = read(request.starts_bytes), table = read(request.table_bytes);
   auto workspace = read(request.workspace_bytes);
-  std::vector<unsigned char> out(request.out_bytes, 0x7B);
-  params = {reinterpret_cast<const float*>(logits.data()) + request.offset,
-            request.lengths_bytes ? reinterpret_cast<const int*>(lengths.data()) : nullptr,
-            reinterpret_cast<int*>(out.data()),
+  const auto integers = [](const std::vector<unsigned char>& bytes) {
+    return bytes.empty() ? nullptr : reinterpret_cast<const int*>(bytes.data());
+  };
+  const auto output = [](const char* name, u64 bytes, u32 item) {
+    return Output{name, std::vector<unsigned char>(bytes, 0x7B), item, std::vector<bool>(bytes / item)};
+  };
+  outputs[0] = output("out", request.out_bytes, request.index_bytes);
+  outputs[1] = output("values", request.values_bytes, request.item_bytes);
+  params = {logits.data() + request.offset * request.item_bytes,
+            integers(lengths),
+            outputs[0].bytes.data(),
             workspace.data(),
             request.logits_stride,
             request.out_stride,
@@ -451,15 +493,21 @@ int main() {
             request.chunk,
             request.candidates,
             request.cooperative,
-            0};
-  out_written.resize(request.out_bytes / 4);
+            0,
+            outputs[1].bytes.data(),
+            integers(starts),
+            integers(table),
+            request.out_stride,
+            request.table_stride,
+            request.page_size,
+            request.rows_per_table};
   gridDim.x = request.grid;
   choice.state = request.seed;
   memory = std::make_unique<Memory<Random>>(reinterpret_cast<u32*>(workspace.data()), workspace.size() / 4, choice);
   simulate();
   memory->settle();
-  for (const auto& result : {out, workspace}) {
-    if (!result.empty()) std::fwrite(result.data(), 1, result.size(), stdout);
+  for (const auto* result : {&outputs[0].bytes, &outputs[1].bytes, &workspace}) {
+    if (!result->empty()) std::fwrite(result->data(), 1, result->size(), stdout);
   }
   return kDone;
 }

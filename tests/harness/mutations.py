@@ -23,7 +23,17 @@ _FOUND = (
     (re.compile(r"s\.candidate_count = (?=0)"), "", "candidate_count not reset"),
 )
 # Where they count as found: ptx.cuh only defines them, and its stand-in is what runs here.
-_FILES = ("sync.cuh", "row_group.cuh", "row_alone.cuh", "scan.cuh", "held.cuh", "select.cuh")
+_FILES = (
+    "sync.cuh",
+    "row_group.cuh",
+    "row_alone.cuh",
+    "row_pass.cuh",
+    "scan.cuh",
+    "held.cuh",
+    "rank.cuh",
+    "select.cuh",
+    "finish.cuh",
+)
 
 # (file, the text, what stands there instead, what is missing)
 _BY_HAND = (
@@ -51,7 +61,34 @@ _BY_HAND = (
         "kRounds = 2",
         "two rounds in rotation: cleared while the next is filled",
     ),
-    ("row_group.cuh", "group_barrier(m.state, m.target);", "", "no group barrier"),
+    (
+        "row_group.cuh",
+        "  group_barrier(m.state, m.target);\n#pragma unroll 1\n  for",
+        "#pragma unroll 1\n  for",
+        "no group barrier",
+    ),
+    (
+        "row_group.cuh",
+        "    group_barrier(m.state, m.target);\n    if (my_turn",
+        "    if (my_turn",
+        "members sorted before all are there",
+    ),
+    ("row_group.cuh", "if (my_turn()) {", "{", "every block writes the sorted row"),
+    ("row_pass.cuh", "kept > room || ", "", "more is kept than there is room for"),
+    ("row_pass.cuh", " || kept + ties < K", "", "too little is kept"),
+    ("row_pass.cuh", "if (place < room)", "if (true)", "written behind what there is room for"),
+    ("row_pass.cuh", "if (place < K)", "if (true)", "more ties than places"),
+    ("loads.cuh", "reaches = Reaches(++pivot);", "reaches = Reaches(pivot += 2);", "the pivot is raised too far"),
+    ("held.cuh", "own > bin ? kMember : own == bin", "own >= bin ? kMember : own == bin", "all of a bin are members"),
+    ("rank.cuh", "other > key ||", "other >= key ||", "equal candidates all rank behind each other"),
+    ("finish.cuh", "if (i >= m) sh.staged[i] = 0x7fffffff;", "", "no padding behind what is sorted"),
+    ("finish.cuh", "other.before(mine) == (lower == up)", "other.before(mine) == up", "the sort goes one way only"),
+    (
+        "select.cuh",
+        "rank(index) >> index_shift > index_prefix",
+        "rank(index) >> index_shift >= index_prefix",
+        "ties counted as above",
+    ),
     ("row_group.cuh", "meet_finish(m.state, m.rank);", "", "no second half of the meeting"),
     ("row_group.cuh", "meet_begin(m.state, m.rank);", ";", "no first half of the meeting"),
 )

@@ -14,6 +14,9 @@ u32 fetch_add_relaxed(u32* p, u32 v);
 void pause();
 [[noreturn]] void give_up(u32 what, u32 wanted, u32 seen);
 
+inline u32 load_shared(const u32* p) {  // beside atomics
+  return machine::shared_update(const_cast<u32*>(p), machine::Update::kAdd, 0);
+}
 inline u32 lanes_below() { return (1u << threadIdx.x % 32) - 1; }
 
 }  // namespace ptx

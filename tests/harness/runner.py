@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,11 @@ import numpy.typing as npt
 from drvtopk import spec
 from drvtopk.compiler import definitions
 from drvtopk.plan import Plan
+from drvtopk.reference import narrowed
 from drvtopk.source import kernel_sources
-from drvtopk.spec import Variant
+from drvtopk.spec import INDEX_DTYPES, Variant
 
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint32]
@@ -31,6 +34,7 @@ BUILDS = Path(tempfile.gettempdir()) / f"drvtopk-harness-{os.getuid()}"
 _DYNAMIC = b"extern __shared__ __align__(16) unsigned char dynamic[];"
 _HERE_DYNAMIC = b"unsigned char* const dynamic = machine::shared_memory();"
 _MACHINE = ("machine.cpp", "shim.h", "fibers.h", "memory.h", "races.h")
+_NOTHING: Array = np.empty((0, 0), np.int32)
 _STATUS = {0: "done", 3: "deadlock", 4: "fault"}
 
 
@@ -40,8 +44,10 @@ class Run:
 
     status: str
     """"done", "deadlock", "fault" (a checked rule was broken), "crash" (a signal or a sanitizer) or "timeout"."""
-    out: Ints
-    """(rows, k); empty unless done."""
+    out: Array
+    """(rows, k), int32 or int64; empty unless done."""
+    values: Array
+    """(rows, k) of the logits' words where the plan asks for values; empty otherwise."""
     workspace: Words
     """What the launch left there; empty unless done."""
     report: str
@@ -93,9 +99,12 @@ def _made(output: str, command: list[str], files: Mapping[str, bytes]) -> Path:
 
 def simulate(
     plan: Plan,
-    logits: Floats,
+    logits: Array,
     lengths: Ints | None = None,
     *,
+    row_starts: Ints | None = None,
+    page_table: Ints | None = None,
+    page_size: int = 1,
     workspace: Words | None = None,
     slots: int | None = None,
     seed: int = 0,
@@ -104,28 +113,37 @@ def simulate(
     sanitize: bool = False,
     timeout: float = 60,
 ) -> Run:
-    """One launch of `plan` on float32 (rows, width), its rows `plan.stride` apart, on a GPU of `slots` resident blocks.
+    """One launch of `plan` on logits (rows, width), its rows `plan.stride` apart, on a GPU of `slots` resident blocks.
 
     `workspace` (uint32, plan.workspace_bytes long; zeros unless given) is what the launch finds there. The same seed
     makes the same run. Rows stand `offset` elements past an aligned address, with canaries between and before them.
     """
     rows, width = logits.shape
     if not rows:
-        return Run(status="done", out=np.empty((0, plan.k), np.int32), workspace=np.empty(0, np.uint32), report="")
-    flat = np.full(offset + (rows - 1) * plan.stride + width, 3e38, np.float32)
+        return Run(status="done", out=_NOTHING, values=_NOTHING, workspace=np.empty(0, np.uint32), report="")
+    options = plan.options
+    flat = np.full(offset + (rows - 1) * plan.stride + width, np.inf, np.float32)
+    flat = narrowed(flat, options.dtype)
     for row in range(rows):
-        flat[offset + row * plan.stride :][:width] = logits[row]
+        flat[offset + row * plan.stride :][:width] = logits[row].view(flat.dtype)
+    integers = [b"" if a is None else np.ascontiguousarray(a, np.int32).tobytes() for a in (lengths, row_starts)]
+    table = b"" if page_table is None else np.ascontiguousarray(page_table, np.int32).tobytes()
+    index_bytes = INDEX_DTYPES[options.index_dtype]
+    values_bytes = rows * plan.k * options.item_bytes if options.values else 0
     if workspace is None:
         workspace = np.zeros(plan.workspace_bytes // 4, np.uint32)
     header = struct.pack(
-        "<7Q11I4x",
+        "<11Q16I",
         seed,
         flat.nbytes,
-        0 if lengths is None else 4 * rows,
-        4 * rows * plan.k,
+        *map(len, integers),
+        len(table),
+        index_bytes * rows * plan.k,
+        values_bytes,
         plan.workspace_bytes,
         plan.stride,
         plan.k,
+        0 if page_table is None else page_table.shape[1],
         offset,
         plan.grid,
         plan.resident_cap if slots is None else slots,
@@ -137,20 +155,26 @@ def simulate(
         plan.chunk,
         plan.candidates,
         plan.cooperative,
+        options.item_bytes,
+        index_bytes,
+        page_size,
+        1 if page_table is None else rows // len(page_table),
+        0,
     )
-    body = [flat.tobytes(), b"" if lengths is None else lengths.astype(np.int32).tobytes(), workspace.tobytes()]
+    body = [flat.tobytes(), *integers, table, workspace.tobytes()]
     program = build(plan.variant, sources=sources, sanitize=sanitize)
     try:
         done = subprocess.run([program], input=b"".join([header, *body]), capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Run(status="timeout", out=np.empty(0, np.int32), workspace=np.empty(0, np.uint32), report="")
+        return Run(status="timeout", out=_NOTHING, values=_NOTHING, workspace=np.empty(0, np.uint32), report="")
     status = _STATUS.get(done.returncode, "crash")
-    found = np.frombuffer(done.stdout, np.int32) if status == "done" else np.empty(0, np.int32)
-    cut = rows * plan.k if status == "done" else 0
+    found = done.stdout if status == "done" else b""
+    first = rows * plan.k * index_bytes
     return Run(
         status=status,
-        out=found[:cut].reshape(-1, plan.k),
-        workspace=found[cut:].view(np.uint32),
+        out=np.frombuffer(found[:first], options.index_dtype).reshape(-1, plan.k),
+        values=np.frombuffer(found[first : first + values_bytes], flat.dtype).reshape(-1, plan.k),
+        workspace=np.frombuffer(found[first + values_bytes :], np.uint32),
         report=_named(done.stderr.decode(errors="replace").strip(), plan),
     )
 
@@ -167,11 +191,16 @@ def _named(report: str, plan: Plan) -> str:
         if word < spec.ROUNDS * spec.ROUND_WORDS:
             return "round {}[{}] of group {}".format(*divmod(word, spec.ROUND_WORDS), group)
         which, rank = divmod(word - spec.ROUNDS * spec.ROUND_WORDS, plan.group)
+        if which > 1:
+            return f"member {word - spec.ROUNDS * spec.ROUND_WORDS - 2 * plan.group} of group {group}"
         return f"{('said', 'echo')[which]}({rank}) of group {group}"
 
     def in_shared(match: re.Match[str]) -> str:
         word = int(match[1])
-        parts = (("bins", spec.BINS), ("scratch", spec.SCRATCH_BYTES // 4), ("staged", spec.align(plan.k, 4)))
+        fixed = plan.variant.fixed_smem_bytes // 4
+        staged = max(spec.align(plan.k, 4), plan.variant.sorted_places)
+        scratch = spec.SCRATCH_BYTES // 4
+        parts = (("bins", fixed - scratch - staged), ("scratch", scratch), ("staged", staged))
         for part, words in parts:
             if word < words:
                 return f"shared {part}[{word}]"

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from drvtopk.plan import Plan, Problem, plan
-from drvtopk.reference import faults
-from drvtopk.spec import KNOWN_DEVICES, Tuning, align
-from tests.harness.runner import Floats, Ints, Words, simulate
+from drvtopk.reference import faults, narrowed
+from drvtopk.spec import DTYPES, KNOWN_DEVICES, NANS, ORDERS, PLAIN, TIE_BREAKS, Options, Tuning, align
+from tests.harness.runner import Array, Floats, Ints, Words, simulate
 from tests.inputs import INPUTS, make
 
 # Rows of at most 1500 elements take every path.
-TUNING = Tuning(short_max=300, radix_threshold=600, min_chunk=64, max_candidates=40)
+TUNING = Tuning(short_max=300, radix_threshold=600, sms_to_share=1, min_chunk=64, max_candidates=160, samples=128)
 WIDTH = 1500
-KS = (16, 64, 300)
-_LAYOUTS = {4: (0, 0), 2: (2, 2), 1: (1, 3)}  # vec_size: base offset and extra stride, in elements
+KS = (16, 64, 100, 300)
+_LAYOUTS = ((0, 0), (0, 4), (2, 2), (1, 3))  # base offset and extra stride, in elements
 WORKSPACES = ("zeros", "ones", "random", "words of the meeting", "leftovers")
 
 
@@ -52,8 +52,11 @@ class Scenario:
     """What one simulated launch is given."""
 
     plan: Plan
-    logits: Floats
+    logits: Array
     lengths: Ints
+    row_starts: Ints | None = None
+    page_table: Ints | None = None
+    page_size: int = 1
     workspace: str
     """One of WORKSPACES."""
     offset: int
@@ -68,6 +71,9 @@ class Scenario:
                 self.plan,
                 self.logits,
                 self.lengths,
+                row_starts=self.row_starts,
+                page_table=self.page_table,
+                page_size=self.page_size,
                 workspace=words,
                 slots=self.slots,
                 seed=self.seed + launch,
@@ -77,21 +83,74 @@ class Scenario:
             )
             if run.status != "done":
                 return f"{run.status}: {run.report}"
-            wrong = faults(self.logits, self.plan.k, self.lengths, run.out)
+            wrong = faults(
+                self.logits,
+                self.plan.k,
+                self.lengths,
+                run.out,
+                options=self.plan.options,
+                row_starts=self.row_starts,
+                values=run.values,
+                page_table=self.page_table,
+                page_size=self.page_size,
+            )
             if wrong:
                 return "wrong: " + "; ".join(wrong)
             words = run.workspace
         return ""
 
 
+# A variant takes seconds to build, so that many scenarios share each.
+_OPTIONS = 24
+
+
+def any_options(random: np.random.Generator) -> Options:
+    """Plain ones, one of them, or many at once."""
+    options = PLAIN
+    if random.random() < 0.35:
+        return options
+    drawn = np.random.default_rng(int(random.integers(_OPTIONS)))
+    few = drawn.random() < 0.5
+    for name, choices in (
+        ("dtype", tuple(DTYPES)),
+        ("index_dtype", ("int64",)),
+        ("values", (True,)),
+        ("row_starts", (True,)),
+        ("order", ORDERS[1:]),
+        ("tie_break", TIE_BREAKS[1:]),
+        ("nan", NANS),
+        ("page_table", (True,)),
+    ):
+        if drawn.random() < (0.25 if few else 0.6):
+            options = replace(options, **{name: choices[int(drawn.integers(len(choices)))]})  # type: ignore[arg-type]
+    return options
+
+
+def given_beside(options: Options, rows: int, random: np.random.Generator) -> tuple[Ints | None, Ints | None, int]:
+    """Row starts, a page table and its page size, as far as the options ask for them."""
+    starts = table = None
+    page_size = 1
+    if options.row_starts:
+        starts = random.choice([-(2**31), -1, 0, 1, 2, 3, 5, 8, 700, WIDTH - 1, WIDTH, 2**31 - 1], rows).astype(
+            np.int32
+        )
+    if options.page_table:
+        page_size = int(random.choice([1, 7, 64, 4096]))
+        pages = -(-WIDTH // page_size)
+        tables = int(random.choice([n for n in range(1, rows + 1) if rows % n == 0]))
+        table = np.stack([random.permutation(2 * pages)[:pages] for _ in range(tables)]).astype(np.int32)
+    return starts, table, page_size
+
+
 def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -> Scenario:
-    """Any route, vector size, group and layout."""
+    """Any route, options, vector size, group and layout."""
     random = np.random.default_rng(seed)
     slots = int(random.integers(2, 9)) if slots is None else slots
     k = int(random.choice(KS)) if k is None else k
     rows = int(random.integers(1, 9))
-    offset, extra = _LAYOUTS[int(random.choice(list(_LAYOUTS)))]
-    problem = Problem(rows=rows, width=WIDTH, k=k, stride=align(WIDTH, 4) + extra, offset=offset)
+    offset, extra = _LAYOUTS[int(random.integers(len(_LAYOUTS)))]
+    options = any_options(random)
+    problem = Problem(rows=rows, width=WIDTH, k=k, stride=align(WIDTH, 8) + extra, offset=offset, options=options)
     if random.random() < 0.2:
         problem = replace(problem, max_seq_len=int(random.integers(0, WIDTH)))  # a hint that may be wrong
     if random.random() < 0.3:
@@ -100,10 +159,14 @@ def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -
         problem = replace(problem, waits="never")
     chunk = int(random.integers(WIDTH // slots, WIDTH + 1)) if random.random() < 0.6 else None
     logits, lengths = rows_of_every_path(rows, k, random)
+    starts, table, page_size = given_beside(options, rows, random)
     return Scenario(
-        plan=plan_for(problem, slots, route="filtered" if random.random() < 0.15 else "auto", chunk=chunk),
-        logits=logits,
+        plan=plan_for(problem, slots, route="filtered" if random.random() < 0.3 else "auto", chunk=chunk),
+        logits=narrowed(logits, options.dtype),
         lengths=lengths,
+        row_starts=starts,
+        page_table=table,
+        page_size=page_size,
         workspace=str(random.choice(WORKSPACES)),
         offset=offset,
         slots=slots,
@@ -112,14 +175,21 @@ def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -
 
 
 def telling_scenario(seed: int) -> Scenario:
-    """One instantiation, where mutations are looked for: in turn many rows of all kinds for two groups of three blocks,
-    and a shared row each for two groups of six, which mostly meet."""
+    """Four instantiations, where mutations are looked for, in turn: many rows of all kinds for two groups of three
+    blocks; a shared row each for two groups of six, which mostly meet; rows of all kinds by a block each; sorted."""
     random = np.random.default_rng(seed)
-    meeting = seed % 2 == 1
+    kind = seed % 4
+    meeting = kind == 1
     rows, chunk, slots = (2, 252, 13) if meeting else (10, 500, 7)
     logits, lengths = rows_of_every_path(rows, 64, random)
+    if kind == 3 and seed % 8 == 3:
+        logits = np.round(logits)  # ties, where these rows are told apart by index and sorted
+    options = Options(order="value", tie_break="smallest") if kind == 3 else PLAIN
+    problem = Problem(rows=rows, width=WIDTH, k=64, options=options, sm_budget=3 if kind == 2 else None)
     return Scenario(
-        plan=plan_for(Problem(rows=rows, width=WIDTH, k=64), slots, chunk=chunk),
+        plan=plan_for(
+            problem, slots, route="filtered" if kind == 2 else "persistent", chunk=None if kind == 2 else chunk
+        ),
         logits=logits,
         lengths=np.full(rows, WIDTH, np.int32) if meeting else lengths,
         workspace="words of the meeting" if meeting else str(random.choice(WORKSPACES)),

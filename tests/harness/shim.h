@@ -3,43 +3,50 @@
 // so a plain global can say who is running.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-struct Index {
+struct Dim {
   unsigned x;
 };
-extern Index threadIdx, blockIdx, gridDim;
+extern Dim threadIdx, blockIdx, gridDim;
 
-struct alignas(8) float2 {
-  float x, y;
+struct alignas(8) uint2 {
+  unsigned x, y;
 };
-struct alignas(16) float4 {
-  float x, y, z, w;
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 
+using std::max;
 using std::min;
 
-inline unsigned __float_as_uint(float x) {
-  unsigned bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 
 namespace machine {
 
 unsigned char* shared_memory();  // of the running block
 void check_logits(const void* from, unsigned bytes);
+void check_integer(const int* from);  // lengths, row starts or the page table
 void barrier(const char* file, int line);
 // Waits for all lanes of the warp; what each of the 32 gave.
 const unsigned* exchange(unsigned value, const char* file, int line);
-unsigned shared_add(unsigned* word, unsigned value);
+// Makes one of the three of a word in shared memory; what was there.
+enum class Update { kAdd, kMin, kMax };
+unsigned shared_update(unsigned* word, Update update, unsigned value);
 
 }  // namespace machine
 
@@ -55,6 +62,17 @@ inline unsigned __shfl_up_sync(unsigned, unsigned value, unsigned by, HERE) {
   const unsigned* given = machine::exchange(value, file, line);
   return lane < by ? value : given[lane - by];
 }
+inline unsigned __shfl_xor_sync(unsigned, unsigned value, unsigned mask, HERE) {
+  return machine::exchange(value, file, line)[threadIdx.x % 32 ^ mask];
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned value, HERE) {
+  const unsigned* given = machine::exchange(value, file, line);
+  return *std::max_element(given, given + 32);
+}
+inline unsigned __reduce_min_sync(unsigned, unsigned value, HERE) {
+  const unsigned* given = machine::exchange(value, file, line);
+  return *std::min_element(given, given + 32);
+}
 inline unsigned __ballot_sync(unsigned, bool vote, HERE) {
   const unsigned* given = machine::exchange(vote, file, line);
   unsigned votes = 0;
@@ -62,9 +80,20 @@ inline unsigned __ballot_sync(unsigned, bool vote, HERE) {
   return votes;
 }
 
-inline unsigned atomicAdd(unsigned* word, unsigned value) { return machine::shared_add(word, value); }
+inline unsigned atomicAdd(unsigned* word, unsigned value) {
+  return machine::shared_update(word, machine::Update::kAdd, value);
+}
+inline unsigned atomicMin(unsigned* word, unsigned value) {
+  return machine::shared_update(word, machine::Update::kMin, value);
+}
+inline unsigned atomicMax(unsigned* word, unsigned value) {
+  return machine::shared_update(word, machine::Update::kMax, value);
+}
 
-inline int __ldg(const int* from) { return *from; }
+inline int __ldg(const int* from) {
+  machine::check_integer(from);
+  return *from;
+}
 template <class T>
 inline T __ldg(const T* from) {
   machine::check_logits(from, sizeof(T));
