@@ -111,7 +111,8 @@ __device__ __forceinline__ void sort_items(u32* keys, int* staged, u32 places) {
   }
 }
 
-// The first m (at most K) staged members to the row's output, the rest filled. Before: a barrier since they were staged.
+// The first m (at most K) staged members to the row's output, the rest filled. Before: a barrier since they were staged, but
+// for those at places that are this thread's here.
 template <int K>
 __device__ __forceinline__ void finish(const Row& row, u32 m, const Out& to, Shared<K>& sh) {
   if constexpr (kSorts) {

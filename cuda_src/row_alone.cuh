@@ -10,10 +10,8 @@
 template <int K>
 __device__ __forceinline__ void row_trivial(const Row& row, const Out& to, Shared<K>& sh) {
   if constexpr (kOrder == Order::kValue) {
-    __syncthreads();  // the row before may still be read from what the sort uses
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < row.n; i += kThreads) sh.staged[i] = static_cast<int>(i);
-    __syncthreads();
     finish(row, row.n, to, sh);
   } else {
 #pragma unroll 1

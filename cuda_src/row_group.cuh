@@ -101,7 +101,6 @@ __device__ __forceinline__ void row_group(const Row& row, const Params& p, u32 r
       for (u32 i = threadIdx.x; i < K; i += kThreads) {
         sh.staged[i] = static_cast<int>(ptx::load_relaxed(m.state.members() + i));
       }
-      __syncthreads();
       finish(row, K, out_of(p, r), sh);
     }
   }

@@ -130,7 +130,6 @@ __device__ __forceinline__ bool row_pass(const Row& row, const Params& p, u32 r,
   if (kept <= K) {
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < kept; i += kThreads) sh.staged[i] = static_cast<int>(kept_indices[i]);
-    __syncthreads();
     finish(row, K, out_of(p, r), sh);
     return true;
   }

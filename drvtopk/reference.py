@@ -116,6 +116,8 @@ def paged(indices: Ints, page_table: Ints, page_size: int) -> Ints:
     """
     rows = indices.shape[0]
     table = np.asarray(page_table, np.int64)
+    if not table.size:
+        return indices  # no columns, so no members either
     per = rows // max(table.shape[0], 1)
     at = np.maximum(indices, 0).astype(np.int64)
     which = np.arange(rows)[:, None] // max(per, 1)
@@ -230,6 +232,8 @@ def _unpaged(out: Ints, page_table: Ints, page_size: int, width: int) -> Ints:
     found = np.full(out.shape, -2, np.int64)
     for row in range(rows):
         pages = table[row * table.shape[0] // rows]
+        if not len(pages):
+            continue
         order = np.argsort(pages, kind="stable")
         if len(pages) > 1 and np.any(np.diff(pages[order]) == 0):
             raise InvalidArgument("page_table", f"row {row} with a page twice", "different pages in a row")

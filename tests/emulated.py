@@ -7,6 +7,7 @@ way of being wrong. It says nothing of the kernels; it shows that the GPU tests 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -19,9 +20,9 @@ import numpy.typing as npt
 from drvtopk import driver as drv
 from drvtopk import engine
 from drvtopk.driver import Driver
-from drvtopk.engine import PARAMS_BYTES
-from drvtopk.reference import ordered_keys
-from drvtopk.spec import KernelInfo, Variant
+from drvtopk.engine import EXTRAS_BYTES, PARAMS_BYTES
+from drvtopk.reference import narrowed, ordered_keys, select
+from drvtopk.spec import PLAIN, KernelInfo, Options, Variant
 from tests.fake_driver import Answer, FakeDriver
 
 Floats = npt.NDArray[np.float32]
@@ -74,6 +75,13 @@ FAULTS = (
     "rows_shifted_in_groups",
     "graph_keeps_lengths",
     "oversubscription_accepted",
+    "tie_break_ignored",
+    "order_ignored",
+    "row_starts_ignored",
+    "nan_policy_ignored",
+    "values_of_empty_places",
+    "pages_of_minus_one",
+    "high_words_left",
     "hangs",
 )
 
@@ -102,9 +110,10 @@ class EmulatedDriver(FakeDriver):
     def _array(self, address: int, shape: tuple[int, int], step: int, kind: Any) -> npt.NDArray[Any]:
         if 0 in shape:
             return np.empty(shape, kind)
-        words = (shape[0] - 1) * step + shape[1]
-        buffer: Any = (ctypes.c_uint32 * words).from_address(self._inside(address, 4 * words))
-        return np.lib.stride_tricks.as_strided(np.frombuffer(buffer, kind), shape, (4 * step, 4))
+        item = np.dtype(kind).itemsize
+        size = ((shape[0] - 1) * step + shape[1]) * item
+        buffer: Any = (ctypes.c_uint8 * size).from_address(self._inside(address, size))
+        return np.lib.stride_tricks.as_strided(np.frombuffer(buffer, kind), shape, (item * step, item))
 
     def _cuMemAlloc(self, size: int) -> int:
         block = np.full(size + 512, 0xCD, np.uint8)
@@ -166,15 +175,19 @@ class EmulatedDriver(FakeDriver):
             return (0,)
         (block,) = (ctypes.c_void_p * 1).from_address(pointers)
         assert block is not None
-        params = ctypes.string_at(block, PARAMS_BYTES)  # copied during the call, as the driver does
-        route, k = self.variants[function].split()
+        variant = _compiled[int(self.variants[function])]
+        # Copied during the call, as the driver does.
+        params = ctypes.string_at(block, PARAMS_BYTES + EXTRAS_BYTES * variant.options.extras)
         counts = None
         if self.fault == "graph_keeps_lengths" and stream in self.recording:
             lengths, rows = int(np.frombuffer(params, np.uint64, 2)[1]), int(np.frombuffer(params, np.uint32, 13)[12])
             counts = self._array(lengths, (1, rows), rows, np.int32)[0].copy()
 
         def work() -> None:
-            self._select(route, int(k), params, counts)
+            if variant.options == PLAIN:
+                self._select(variant.route, variant.k, params, counts)
+            else:
+                self._select_with(variant.options, variant.k, params)
 
         if stream in self.recording:
             self.recording[stream].append(work)
@@ -225,6 +238,50 @@ class EmulatedDriver(FakeDriver):
                 to[row, m - 1] = -1
         self.latest = question, to.copy()
 
+    def _select_with(self, options: Options, k: int, params: bytes) -> None:
+        """The reference on what the parameter block says, or one option forgotten."""
+        logits, lengths, out, _, stride, out_stride = np.frombuffer(params, np.uint64, 6).tolist()
+        rows, width = np.frombuffer(params, np.uint32, 2, 48).tolist()
+        values, starts, table, values_stride, table_stride = (
+            np.frombuffer(params, np.uint64, 5, PARAMS_BYTES).tolist() if options.extras else (0,) * 5
+        )
+        page_size, per_table = np.frombuffer(params, np.uint32, 2, 120).tolist() if options.extras else (1, 1)
+        words = np.uint32 if options.item_bytes == 4 else np.uint16
+        x = self._array(logits, (rows, width), stride, words)
+        if options.item_bytes == 4:
+            x = x.view(np.float32)
+
+        def one_a_row(address: int) -> Ints | None:
+            return self._array(address, (1, rows), rows, np.int32)[0] if address else None
+
+        pages = -(-width // page_size)
+        fault, asked = self.fault, options
+        for name, plain in (("tie_break", "any"), ("order", "none"), ("nan", "lowest")):
+            if fault in (f"{name}_ignored", f"{name}_policy_ignored"):
+                asked = dataclasses.replace(asked, **{name: plain})  # type: ignore[arg-type]
+        found = select(
+            x,
+            k,
+            one_a_row(lengths),
+            options=asked,
+            row_starts=None if fault == "row_starts_ignored" else one_a_row(starts),
+            page_table=self._array(table, (rows // per_table, pages), table_stride, np.int32) if table else None,
+            page_size=page_size,
+        )
+        to = self._array(out, (rows, k), out_stride, np.dtype(options.index_dtype))
+        if fault == "high_words_left" and options.index_dtype == "int64":
+            to[...] = to & ~np.int64(0xFFFFFFFF) | found.indices & np.int64(0xFFFFFFFF)
+        elif fault == "pages_of_minus_one" and table:
+            to[...] = np.where(found.indices < 0, page_size - 1, found.indices)
+        else:
+            to[...] = found.indices
+        if values:
+            fill = narrowed(np.array([-np.inf], np.float32), options.dtype).view(words)[0]
+            beside = self._array(values, (rows, k), values_stride, words)
+            given = found.values.view(words)
+            kept = given != fill if fault == "values_of_empty_places" else np.ones_like(given, bool)
+            beside[kept] = given[kept]
+
     # Graphs
 
     def _cuStreamBeginCapture(self, stream: int, mode: Any) -> Answer:
@@ -248,9 +305,13 @@ class EmulatedDriver(FakeDriver):
         return 0.001
 
 
+_compiled: list[Variant] = []  # a "cubin" is a place in it
+
+
 def _compile(variant: Variant, arch: str, *, cache: object = None) -> object:
     info = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
-    return SimpleNamespace(cubin=f"{variant.route} {variant.k}".encode(), info=info)
+    _compiled.append(variant)
+    return SimpleNamespace(cubin=str(len(_compiled) - 1).encode(), info=info)
 
 
 def install(fault: str = "") -> None:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from drvtopk.driver import Driver
 from drvtopk.engine import Engine, Prepared
 from drvtopk.plan import Problem
-from drvtopk.reference import faults
-from drvtopk.spec import align
+from drvtopk.reference import Selected, faults, narrowed
+from drvtopk.spec import PLAIN, Options, align
 
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
+Ints = npt.NDArray[Any]
 
 CANARY = np.float32(3e38)  # behind every row: a kernel that looks there selects it
 POISON = 0x7B
+GUARD = 256  # bytes behind a workspace
 INSTANTIATIONS = [
     (route, k, vec) for route in ("persistent", "filtered") for k in (512, 1024, 2048) for vec in (1, 2, 4)
 ]
-_LAYOUTS = {4: (0, 0), 2: (0, 2), 1: (1, 0)}  # vec_size: base offset and extra stride, in elements
+_LAYOUTS = {8: (0, 0), 4: (0, 4), 2: (0, 2), 1: (1, 0)}  # vec_size: base offset and extra stride, in elements
 
 
 def layout(width: int, vec: int) -> tuple[int, int]:
     """(offset, stride) in elements for which exactly `vec` is the widest load, with canaries behind each row."""
     offset, extra = _LAYOUTS[vec]
-    return offset, align(width, 4) + 4 + extra
+    return offset, align(width, 8) + 8 + extra
 
 
 class Gpu:
@@ -66,55 +69,155 @@ class Gpu:
 
     def run(
         self,
-        x: Floats,
+        x: Array,
         k: int,
         lengths: Ints | None = None,
         *,
+        options: Options = PLAIN,
+        row_starts: Ints | None = None,
+        page_table: Ints | None = None,
+        page_size: int = 1,
         vec: int | None = None,
         offset: int = 0,
         stride: int | None = None,
         out_stride: int | None = None,
+        values_stride: int | None = None,
         prepared: Prepared | None = None,
         max_seq_len: int | None = None,
+        waits: str = "allowed",
+        sm_budget: int | None = None,
+        mode: str = "eager",
         **how: Any,
-    ) -> Ints:
-        """The indices, int32 (rows, k). Also checks that nothing beside them was written."""
+    ) -> Selected:
+        """Indices (rows, k) and, where the options ask for them, values. Checks that nothing beside them was written.
+
+        `mode` is "eager", "graph" (captured, and launched twice) or "streams" (two launches at once on streams of their
+        own, which have to agree bit for bit where the options leave no choice; the second one is returned).
+        """
         rows, width = x.shape
         if vec is not None:
             offset, stride = layout(width, vec)
         step = width if stride is None else stride
-        flat = np.full(offset + max(rows - 1, 0) * step + width + 8, CANARY, np.float32)
+        flat = narrowed(np.full(offset + max(rows - 1, 0) * step + width + 8, CANARY, np.float32), options.dtype)
         for row in range(rows):
-            flat[offset + row * step : offset + row * step + width] = x[row]
+            flat[offset + row * step : offset + row * step + width] = x[row].view(flat.dtype)
         if prepared is None:
-            problem = Problem(rows=rows, width=width, k=k, stride=step, offset=offset % 4, max_seq_len=max_seq_len)
+            problem = Problem(
+                rows=rows,
+                width=width,
+                k=k,
+                stride=step,
+                offset=offset % 8,
+                max_seq_len=max_seq_len,
+                waits=waits,
+                sm_budget=sm_budget,
+                options=options,
+            )
             prepared = self.engine.prepare(problem, **how)
         if vec is not None:
             assert prepared.plan.vec_size == vec
-        out_step = k if out_stride is None else out_stride
+        outputs = [Output(rows, k, out_stride, np.dtype(options.index_dtype))]
+        if options.values:
+            outputs.append(Output(rows, k, values_stride, flat.dtype))
+        launches = 2 if mode == "streams" else 1
         size = prepared.workspace_bytes
-        guard = 256
-        with self.memory(flat.nbytes, 4 * max(rows, 1), 4 * rows * out_step, size + guard) as held:
-            values, counts, out, workspace = held
-            self.driver.copy_to_device(values, flat)
-            if lengths is not None:
-                self.driver.copy_to_device(counts, np.ascontiguousarray(lengths.reshape(-1), np.int32))
-            self.driver.memset(out, POISON, 4 * rows * out_step)
-            self.dirty(workspace, size // 4 * 4)
-            self.driver.memset(workspace + size, POISON, guard)
-            prepared.launch(
-                values + 4 * offset, counts if lengths is not None else 0, out, workspace, out_stride=out_step
+        table = None if page_table is None else np.ascontiguousarray(page_table, np.int32)
+        integers = [a if a is None else np.ascontiguousarray(a.reshape(-1), np.int32) for a in (lengths, row_starts)]
+        inputs = [flat, *integers, table]
+        sizes = [0 if a is None else max(a.nbytes, 4) for a in inputs]
+        with self.memory(*sizes, *[o.size for o in outputs] * launches, *[size + GUARD] * launches) as held:
+            for array, address in zip(inputs, held, strict=False):
+                if array is not None:
+                    self.driver.copy_to_device(address, array)
+            values, counts, starts, pages = (
+                0 if a is None else address for a, address in zip(inputs, held, strict=False)
             )
-            whole = np.empty((rows, out_step), np.int32)
-            self.driver.copy_to_host(whole, out)
-            behind = np.empty(guard, np.uint8)
-            self.driver.copy_to_host(behind, workspace + size)
-        assert np.all(whole[:, k:] == np.int32(POISON * 0x01010101)), "columns beside the output were written"
-        assert np.all(behind == POISON), "memory behind the workspace was written"
-        return whole[:, :k]
+            results, workspaces = held[4:-launches], held[-launches:]
+            for address, output in zip(results, outputs * launches, strict=True):
+                self.driver.memset(address, POISON, output.size)
+            for workspace in workspaces:
+                self.dirty(workspace, size // 4 * 4)
+                self.driver.memset(workspace + size, POISON, GUARD)
+            self.driver.synchronize()
+            more: dict[str, int] = {}
+            if table is not None:
+                more |= {"page_table": pages, "page_table_stride": table.shape[1], "page_size": page_size}
+                more["rows_per_table"] = max(rows // max(len(table), 1), 1)
+            if row_starts is not None:
+                more["row_starts"] = starts
 
-    def check(self, x: Floats, k: int, lengths: Ints | None = None, **how: Any) -> Ints:
-        """Runs and holds the result against the oracle."""
+            def launch(which: int, stream: int) -> None:
+                at = results[which * len(outputs) : (which + 1) * len(outputs)]
+                if options.values:
+                    more.update(values=at[1], values_stride=outputs[1].stride)
+                assert prepared is not None
+                prepared.launch(
+                    values + flat.itemsize * offset,
+                    counts,
+                    at[0],
+                    workspaces[which],
+                    stream,
+                    out_stride=outputs[0].stride,
+                    **more,
+                )
+
+            self._launched(launch, mode)
+            found = [o.fetched(self.driver, at) for o, at in zip(outputs * launches, results, strict=True)]
+            for workspace in workspaces:
+                behind = np.empty(GUARD, np.uint8)
+                self.driver.copy_to_host(behind, workspace + size)
+                assert np.all(behind == POISON), "memory behind the workspace was written"
+        if launches == 2 and options.tie_break != "any" and options.order != "none":
+            assert all(np.array_equal(a, b) for a, b in zip(found[: len(outputs)], found[len(outputs) :], strict=True))
+        last = found[-len(outputs) :]
+        return Selected(last[0], last[1] if options.values else None)
+
+    def _launched(self, launch: Callable[[int, int], None], mode: str) -> None:
+        driver = self.driver
+        if mode == "eager":
+            launch(0, 0)
+            driver.synchronize()
+            return
+        streams = [driver.stream_create() for _ in range(2 if mode == "streams" else 1)]
+        if mode == "streams":
+            for which, stream in enumerate(streams):
+                launch(which, stream)
+        else:
+            driver.begin_capture(streams[0])
+            launch(0, streams[0])
+            graph = driver.end_capture(streams[0])
+            executable = driver.graph_instantiate(graph)
+            for _ in range(2):
+                driver.graph_launch(executable, streams[0])
+        for stream in streams:
+            driver.stream_synchronize(stream)
+        if mode == "graph":
+            driver.graph_exec_destroy(executable)
+            driver.graph_destroy(graph)
+        for stream in streams:
+            driver.stream_destroy(stream)
+
+    def check(self, x: Array, k: int, lengths: Ints | None = None, **how: Any) -> Ints:
+        """Runs and holds the result against the oracle; the indices."""
         found = self.run(x, k, lengths, **how)
-        assert faults(x, k, lengths, found) == []
-        return found
+        asked = {name: how[name] for name in ("options", "row_starts", "page_table", "page_size") if name in how}
+        assert faults(x, k, lengths, found.indices, values=found.values, **asked) == []
+        indices: Ints = found.indices
+        return indices
+
+
+class Output:
+    """Device memory for (rows, k) results in rows that may be wider, poisoned before."""
+
+    def __init__(self, rows: int, k: int, stride: int | None, dtype: np.dtype[Any]) -> None:
+        self.rows, self.k, self.dtype = rows, k, dtype
+        self.stride = k if stride is None else stride
+        self.size = max(rows * self.stride, 1) * dtype.itemsize
+
+    def fetched(self, driver: Driver, address: int) -> Array:
+        """The results; nothing beside them may have been written."""
+        whole = np.empty((self.rows, self.stride), self.dtype)
+        driver.copy_to_host(whole, address)
+        poison = np.frombuffer(bytes([POISON]) * self.dtype.itemsize, self.dtype)[0]
+        assert np.all(whole[:, self.k :] == poison), "columns beside the output were written"
+        return whole[:, : self.k]

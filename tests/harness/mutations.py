@@ -78,7 +78,6 @@ _BY_HAND = (
     ("row_pass.cuh", " || kept + ties < K", "", "too little is kept"),
     ("row_pass.cuh", "if (place < room)", "if (true)", "written behind what there is room for"),
     ("row_pass.cuh", "if (place < K)", "if (true)", "more ties than places"),
-    ("loads.cuh", "reaches = Reaches(++pivot);", "reaches = Reaches(pivot += 2);", "the pivot is raised too far"),
     ("held.cuh", "own > bin ? kMember : own == bin", "own >= bin ? kMember : own == bin", "all of a bin are members"),
     ("rank.cuh", "other > key ||", "other >= key ||", "equal candidates all rank behind each other"),
     ("finish.cuh", "if (i >= m) sh.staged[i] = 0x7fffffff;", "", "no padding behind what is sorted"),
