@@ -46,8 +46,11 @@ def widened(logits: Array, dtype: str) -> Floats:
         words = np.ascontiguousarray(logits).view(np.uint16).astype(np.uint32) << np.uint32(16)
         wide: Floats = words.view(np.float32)
         return wide
+    given = np.ascontiguousarray(logits)
+    if dtype == "float16":
+        given = given.view(np.float16)  # also of its words
     with np.errstate(invalid="ignore"):
-        return np.ascontiguousarray(logits, dtype=np.float32)
+        return given.astype(np.float32, copy=False)
 
 
 def narrowed(values: Floats, dtype: str) -> Array:

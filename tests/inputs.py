@@ -75,6 +75,31 @@ def _bfloat16(random: np.random.Generator, n: int) -> Floats:
     return row
 
 
+def _any_float16(random: np.random.Generator, n: int) -> Floats:
+    """Any bits of a half: denormals, infinities, NaNs and many equal values, also where the logits are halves."""
+    halves = random.integers(0, 1 << 16, n, dtype=np.uint16).view(np.float16)
+    with np.errstate(invalid="ignore"):
+        return halves.astype(np.float32)
+
+
+def _ties_at_both_ends(random: np.random.Generator, n: int) -> Floats:
+    """The value at the threshold stands in the first and the last quarter of the row, few larger ones between."""
+    row = random.uniform(-1, 0.5, n).astype(np.float32)
+    row[: n // 4 + 1] = row[n - n // 4 - 1 :] = 1
+    where = n // 4 + random.choice(n, min(n, 30), replace=False) // 2
+    row[np.minimum(where, n - 1)] = 2
+    return row
+
+
+def _zeros_at_the_threshold(random: np.random.Generator, n: int) -> Floats:
+    """Few positive values, then zeros of both signs, which are one value, then the largest negative ones there are."""
+    row = _signed_zeros(random, n)
+    row[random.random(n) < 0.3] = -1e-45
+    where = random.choice(n, min(n, 40), replace=False)
+    row[where] = random.choice(np.array([1e-45, 1e-38, 1], np.float32), len(where))
+    return row
+
+
 INPUTS: dict[str, Make] = {
     "normal": lambda r, n: r.standard_normal(n).astype(np.float32),
     "uniform": lambda r, n: r.random(n, np.float32),
@@ -102,6 +127,11 @@ INPUTS: dict[str, Make] = {
     "specials": _specials,
     "few_specials": _few_specials,
     "bfloat16": _bfloat16,
+    "any_float16": _any_float16,
+    "ties_at_both_ends": _ties_at_both_ends,
+    "zeros_at_the_threshold": _zeros_at_the_threshold,
+    "steps_up": lambda r, n: np.sort(r.integers(0, 12, n)).astype(np.float32),
+    "steps_down": lambda r, n: -np.sort(r.integers(0, 12, n)).astype(np.float32),
     "any_bits": lambda r, n: r.integers(0, 2**32, n, dtype=np.uint32).view(np.float32),
 }
 

@@ -4,9 +4,10 @@
     python tools/fuzz.py --seconds 60 --seed 1 --on cpu            # the kernels in the CPU harness: schedules, races
     python tools/fuzz.py --seed 1 --on gpu --case 4711             # one of them again
 
-Shapes, options, layouts, distributions, lengths, leftovers in workspace and output, hints, routes, budgets; on a GPU
-also eager launches, graphs and two streams at once. What is compiled (`Kind`) is drawn from a pool that grows with the
-run. A wrong result, an error or a hang ends the run with exit code 1 and one line that repeats it.
+Shapes, options, layouts, distributions, lengths, windows, page tables, leftovers in workspace and output, hints,
+routes, budgets; on a GPU also eager launches, graphs and two streams at once. What is compiled (`Kind`) is drawn from a
+pool that grows with the run. A wrong result, an error or a hang ends the run with exit code 1; the last line then is
+the command that repeats it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -29,117 +31,98 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from drvtopk.errors import PlanError
-from drvtopk.plan import Plan, Problem
+from drvtopk.plan import Plan
 from tests.cases import Case, draw
 
-SILENCE = 90.0  # seconds after which a case counts as hung: compiling its kernel takes two
+JOBS = {"gpu": 8, "cpu": os.cpu_count() or 1}
+# Seconds of silence after which a case counts as hung, compiling included. In the harness each launch has a limit of
+# its own, which also says which block waits for what.
+PATIENCE = {"gpu": 60.0, "cpu": 240.0}
+# Kinds that the pool soon holds, and the cases after which it then grows by one: so that neither NVRTC (a second for
+# each kind) nor the host's compiler (three) takes most of the time.
+POOL = {"gpu": (300, 200), "cpu": (24, 16)}
 MODES = ("eager", "eager", "graph", "streams")
 Runner = Callable[[int, Case], tuple[str, Plan | None]]  # what is wrong with a case, and how it was planned
 
 
-def kinds_for(number: int) -> int:
-    """How many kinds of kernel the cases up to this one are drawn from."""
-    return 8 + number // 4
+def kinds_for(number: int, on: str) -> int:
+    """How many kinds of kernel this case is drawn from: a fact of its number, so that it can be repeated alone."""
+    soon, pace = POOL[on]
+    grown = 8 + number // 4
+    return grown if grown <= soon else soon + (number - 4 * (soon - 8)) // pace
 
 
 def on_gpu() -> Runner:
     """Runs cases on this process's device."""
     import drvtopk
     from drvtopk.engine import current_engine
-    from drvtopk.reference import faults
-    from tests.gpu.support import Gpu, layout
+    from tests.gpu.support import Gpu
 
     contextlib.ExitStack().enter_context(drvtopk.primary_context())
     gpu = Gpu(current_engine())
+    gpu.leftovers = False  # those of another case would not come back with this one
 
     def run(number: int, case: Case) -> tuple[str, Plan | None]:
-        rows, width = case.logits.shape
         kind = case.kind
-        offset, stride = layout(width, kind.vec)
-        problem = Problem(
-            rows=rows,
-            width=width,
-            k=kind.k,
-            stride=stride,
-            offset=offset % 8,
-            max_seq_len=case.max_seq_len,
-            waits=case.waits,
-            sm_budget=case.sm_budget,
-            options=kind.options,
-        )
+        gpu.dirt = number
         try:
-            prepared = gpu.engine.prepare(problem, route=kind.route, chunk=case.chunk, tuning=kind.tuning)
-        except PlanError:  # a named route that does not fit says so
-            return ("", None) if kind.route == "persistent" else ("no plan", None)
+            prepared = gpu.engine.prepare(case.problem, route=kind.route, chunk=case.chunk, tuning=kind.tuning)
+        except PlanError as error:  # a named route that does not fit says so
+            return ("", None) if kind.route == "persistent" else (f"no plan: {error}", None)
         found = gpu.run(
             case.logits,
             kind.k,
             case.lengths,
             options=kind.options,
-            row_starts=case.row_starts,
-            page_table=case.page_table,
-            page_size=case.page_size,
-            offset=offset,
-            stride=stride,
+            **case.beside,
+            offset=case.offset,
+            stride=case.stride,
             out_stride=case.out_stride,
             values_stride=case.values_stride,
             prepared=prepared,
             mode=MODES[number % len(MODES)],
         )
-        wrong = faults(
-            case.logits,
-            kind.k,
-            case.lengths,
-            found.indices,
-            options=kind.options,
-            row_starts=case.row_starts,
-            values=found.values,
-            page_table=case.page_table,
-            page_size=case.page_size,
-        )
-        return "; ".join(wrong[:2]), prepared.plan
+        return "; ".join(case.wrong(found.indices, found.values)[:2]), prepared.plan
 
     return run
 
 
 def on_cpu() -> Runner:
     """Runs cases in the CPU harness, on a GPU of a few block slots."""
-    from tests.harness.scenario import WORKSPACES, Scenario, layout_of, plan_for
+    from tests.harness.runner import simulate
+    from tests.harness.scenario import WORKSPACES, dirt, plan_for
 
     def run(number: int, case: Case) -> tuple[str, Plan | None]:
         random = np.random.default_rng(number)
-        rows, width = case.logits.shape
         kind = case.kind
         slots = int(random.integers(2, 9))
-        offset, stride = layout_of(width, kind.vec)
-        problem = Problem(
-            rows=rows,
-            width=width,
-            k=kind.k,
-            stride=stride,
-            offset=offset,
-            max_seq_len=case.max_seq_len,
-            waits=case.waits,
-            sm_budget=None if case.sm_budget is None else 1 + case.sm_budget % slots,
-            options=kind.options,
-        )
+        problem = case.problem
+        if problem.sm_budget is not None:
+            problem = replace(problem, sm_budget=1 + problem.sm_budget % slots)
         try:
             plan = plan_for(problem, slots, route=kind.route, chunk=case.chunk)
-        except PlanError:
-            return ("", None) if kind.route == "persistent" else ("no plan", None)
-        scenario = Scenario(
-            plan=plan,
-            logits=case.logits,
-            lengths=np.full(rows, width, np.int32) if case.lengths is None else case.lengths,
-            row_starts=case.row_starts,
-            page_table=case.page_table,
-            page_size=case.page_size,
-            workspace=str(random.choice(WORKSPACES)),
-            offset=offset,
-            slots=slots,
-            seed=number,
-        )
-        return scenario.complaint(), plan
+        except PlanError as error:
+            return ("", None) if kind.route == "persistent" else (f"no plan: {error}", None)
+        workspace = str(random.choice(WORKSPACES))
+        words = dirt(workspace, plan.workspace_bytes // 4, random)
+        for launch in range(2 if workspace == "leftovers" else 1):
+            found = simulate(
+                plan,
+                case.logits,
+                case.lengths,
+                **case.beside,
+                workspace=words,
+                slots=slots,
+                seed=number + launch,
+                offset=case.offset,
+            )
+            if found.status != "done":
+                return f"{found.status}: {found.report}", plan
+            wrong = case.wrong(found.out, found.values)
+            if wrong:
+                return "; ".join(wrong[:2]), plan
+            words = found.workspace
+        return "", plan
 
     return run
 
@@ -152,8 +135,11 @@ def work(pipe: Connection, on: str, seed: int, first: int, step: int, until: flo
         run = on_gpu() if on == "gpu" else on_cpu()
         while time.monotonic() < until or number == first:
             pipe.send(number)
-            case = draw(seed, number, kinds_for(number), small=small)
-            wrong, plan = run(number, case)
+            case = draw(seed, number, kinds_for(number, on), small=small)
+            try:
+                wrong, plan = run(number, case)
+            except Exception as error:
+                wrong = f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)}"
             if wrong:
                 pipe.send(f"{case}: {wrong}")
                 return
@@ -163,18 +149,18 @@ def work(pipe: Connection, on: str, seed: int, first: int, step: int, until: flo
             number += step
         pipe.send(counts)
     except BaseException as error:
-        pipe.send(f"{type(error).__name__}: {error} {traceback.format_exc(limit=3)}")
+        pipe.send(f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)}")
 
 
 def count(counts: Counter[str], case: Case, plan: Plan | None) -> None:
     """What a case was, for the report at the end."""
     options = case.kind.options
     counts["cases"] += 1
-    counts["rows"] += len(case.logits)
     if plan is None:
         counts["route that does not fit"] += 1
         return
     counts[f"{plan.route}, {'cooperative' if plan.cooperative else 'none waits'}"] += 1
+    counts[f"loads of {plan.vec_size}"] += 1
     counts[options.dtype] += 1
     if plan.why.startswith("fallback"):
         counts["fallback"] += 1
@@ -183,61 +169,69 @@ def count(counts: Counter[str], case: Case, plan: Plan | None) -> None:
     for name, plain in (("index_dtype", "int32"), ("order", "none"), ("tie_break", "any"), ("nan", "lowest")):
         if getattr(options, name) != plain:
             counts[f"{name} {getattr(options, name)}"] += 1
+    counts.update(case.paths(plan))
 
 
 def one_line(text: str) -> str:
     return " ".join(text.split())[:1500]
 
 
-def fuzz(on: str, seed: int, seconds: float, jobs: int, case: int | None, small: bool) -> int:
+def repeat(on: str, seed: int, case: int, small: bool) -> str:
+    return f"python tools/fuzz.py --on {on} --seed {seed} --case {case}" + (" --small" if small else "")
+
+
+def fuzz(on: str, seed: int, seconds: float, jobs: int, case: int | None, small: bool, patience: float) -> int:
     """Several processes, each with cases of its own, watched by this one. Returns the exit code."""
     context = mp.get_context("spawn")
-    until = time.monotonic() + seconds
-    workers: dict[Any, tuple[Any, list[float]]] = {}
+    began = time.monotonic()
+    short = small or on == "cpu"  # the harness has no time for long rows
+    workers: dict[Any, Any] = {}
+    heard: dict[Any, float] = {}
     latest: dict[Any, int] = {}
     for job in range(1 if case is not None else jobs):
         ours, theirs = context.Pipe()
         first, step = (job, jobs) if case is None else (case, 0)
-        process = context.Process(target=work, args=(theirs, on, seed, first, step, until, small), daemon=True)
+        given = (theirs, on, seed, first, step, began + seconds, short)
+        process = context.Process(target=work, args=given, daemon=True)
         process.start()
         theirs.close()
-        workers[ours] = process, [time.monotonic()]
-        latest[ours] = first
+        workers[ours], heard[ours], latest[ours] = process, time.monotonic(), first
+    running = list(workers.values())
     total: Counter[str] = Counter()
-    failure = ""
-    while workers and not failure:
-        for pipe in wait(list(workers), timeout=1):
+    failure: tuple[int, str] | None = None
+    while workers and failure is None:
+        for pipe in wait(list(workers), timeout=0.5):
             assert isinstance(pipe, Connection)
-            process, heard = workers[pipe]
-            heard[0] = time.monotonic()
+            heard[pipe] = time.monotonic()
             try:
                 said = pipe.recv()
             except EOFError:
-                said = f"the process ended with exit code {process.exitcode}"
+                workers[pipe].join(5)
+                said = f"the process ended with exit code {workers[pipe].exitcode}"
             if isinstance(said, int):
                 latest[pipe] = said
-            elif isinstance(said, str):
-                failure = f"case {latest[pipe]}: {one_line(said)} | " + repeat(on, seed, latest[pipe], small)
-            else:
+            elif isinstance(said, Counter):
                 total += said
                 del workers[pipe]
-        for pipe, (_, heard) in workers.items():
-            if time.monotonic() - heard[0] > SILENCE and not failure:
-                failure = f"case {latest[pipe]}: hangs, silent for {SILENCE:.0f} s | " + repeat(
-                    on, seed, latest[pipe], small
-                )
-    for process, _ in workers.values():
+            else:
+                failure = failure or (latest[pipe], said)
+        for pipe in workers:
+            if time.monotonic() - heard[pipe] > patience:
+                failure = failure or (latest[pipe], f"hangs: silent for {patience:g} s")
+    if failure is None:
+        cases = "1 case" if total["cases"] == 1 else f"{total['cases']} cases"
+        print(f"{cases} exact on {on}, seed {seed}, {time.monotonic() - began:.0f} s, {len(running)} processes")
+        print("; ".join(f"{name}: {number}" for name, number in sorted(total.items()) if name != "cases"))
+        return 0
+    print(f"case {failure[0]}: {one_line(failure[1])}")
+    print(repeat(on, seed, failure[0], small), flush=True)
+    for process in running:
         process.kill()
-    if failure:
-        print(failure, flush=True)
-        return 1
-    print(f"{total['cases']} cases exact on {on}, seed {seed}, {seconds:g} s, {jobs} processes")
-    print("; ".join(f"{name}: {number}" for name, number in sorted(total.items()) if name != "cases"))
-    return 0
-
-
-def repeat(on: str, seed: int, case: int, small: bool) -> str:
-    return f"repeat: python tools/fuzz.py --on {on} --seed {seed} --case {case}" + (" --small" if small else "")
+    for process in running:
+        process.join(5)
+    if any(process.is_alive() for process in running):
+        os._exit(1)  # a launch that never ends may keep its process from dying, and Python would wait for that
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,19 +242,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, metavar="S", help="default: the clock; it is printed")
     parser.add_argument("--on", choices=("gpu", "cpu"), required=True, help="a device, or the CPU harness")
     parser.add_argument("--case", type=int, metavar="I", help="only this one")
-    parser.add_argument("--jobs", type=int, help="processes (default: 6 on a GPU, one for each core on a CPU)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="J", help="processes (default: 8 on a GPU, one for each core on a CPU)"
+    )
     parser.add_argument("--small", action="store_true", help="short rows that take every path; always so on the CPU")
+    parser.add_argument(
+        "--patience", type=float, metavar="N", help="seconds until a case counts as hung (default: 60 on a GPU, 240)"
+    )
     asked = parser.parse_args(argv)
+    for name in ("seed", "case"):
+        if (getattr(asked, name) or 0) < 0:
+            parser.error(f"--{name} must not be negative")
+    if asked.jobs is not None and asked.jobs < 1:
+        parser.error("--jobs must be at least 1")
     if asked.on == "gpu":
         import drvtopk
 
         if not drvtopk.devices():
-            print("no GPU: nothing was run", file=sys.stderr)
+            print("fuzz: error: no GPU: nothing was run; --on cpu needs none", file=sys.stderr)
             return 2
     seed = int(time.time()) if asked.seed is None else asked.seed
-    jobs = asked.jobs or (6 if asked.on == "gpu" else os.cpu_count() or 1)
     print(f"seed {seed}", flush=True)
-    return fuzz(asked.on, seed, asked.seconds, jobs, asked.case, asked.small or asked.on == "cpu")
+    patience = PATIENCE[asked.on] if asked.patience is None else asked.patience
+    return fuzz(asked.on, seed, asked.seconds, asked.jobs or JOBS[asked.on], asked.case, asked.small, patience)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -31,11 +32,17 @@ def target() -> int:
     import drvtopk
     from drvtopk.engine import current_engine
     from drvtopk.plan import Problem
-    from drvtopk.spec import ROUTES, Tuning
+    from drvtopk.reference import narrowed
+    from drvtopk.spec import PLAIN, ROUTES, Options, Tuning
     from tests.gpu.support import Gpu, layout
     from tests.inputs import make
 
-    tuning = Tuning(short_max=512, radix_threshold=1024, min_chunk=4, max_candidates=64)
+    tuning = Tuning(short_max=512, radix_threshold=1024, min_chunk=4, max_candidates=160, samples=128)
+    asked = (
+        PLAIN,
+        Options(dtype="bfloat16", values=True, order="value", tie_break="smallest", index_dtype="int64"),
+        Options(row_starts=True, page_table=True, order="index", tie_break="largest", nan="highest"),
+    )
     runs = 0
     with drvtopk.primary_context():
         gpu = Gpu(current_engine())
@@ -44,18 +51,25 @@ def target() -> int:
         )
         for route in ROUTES:
             for group in GROUPS if route == "persistent" else (1,):
-                for vec in (1, 2, 4):
+                for vec, options in ((1, asked[0]), (2, asked[0]), (4, asked[0]), (8, asked[1]), (4, asked[2])):
                     for name in ("normal", "all_equal", "low_10_bits"):
-                        chunk = round(3000 / group / 4) * 4
+                        chunk = round(3000 / group / 8) * 8
                         width = group * chunk - 1
                         offset, stride = layout(width, vec)
-                        problem = Problem(rows=8, width=width, k=64, stride=stride, offset=offset)
+                        problem = Problem(rows=8, width=width, k=64, stride=stride, offset=offset, options=options)
                         given = chunk if route == "persistent" else None
                         prepared = gpu.engine.prepare(problem, route=route, tuning=tuning, chunk=given)
                         if prepared.plan.group != group:
                             raise SystemExit(f"meant to run {group} blocks a row: {prepared.plan}")
                         lengths = np.array([width, -1, 64, 65, 500, 800, 1025, width - 1], np.int32)
-                        gpu.check(make(name, 8, width), 64, lengths, vec=vec, prepared=prepared)
+                        x = narrowed(make(name, 8, width), options.dtype)
+                        beside: dict[str, Any] = {"options": options}
+                        if options.page_table:
+                            pages = -(-width // 16)
+                            table = np.random.default_rng(0).permutation(2 * pages)[:pages]
+                            beside |= {"page_table": table.astype(np.int32)[None], "page_size": 16}
+                            beside["row_starts"] = np.array([0, 1, 2, 3, 5, 700, -1, width], np.int32)
+                        gpu.check(x, 64, lengths, vec=vec, prepared=prepared, **beside)
                         runs += 1
     print(f"{runs} runs exact")
     return runs

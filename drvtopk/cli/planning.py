@@ -9,6 +9,7 @@ from typing import Any
 
 from drvtopk.api import primary_context
 from drvtopk.cache import Cache, default_folder
+from drvtopk.cli.options import add_options, in_words, options_of
 from drvtopk.cli.output import add_json, print_json, print_pairs, whole
 from drvtopk.compiler import compile_variant
 from drvtopk.engine import current_engine
@@ -39,11 +40,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--max-seq-len", type=whole(0, MAX_WIDTH), help="no row is expected longer")
     parser.add_argument("--waits", choices=WAITS, default="allowed", help="never: no block may wait for another")
     parser.add_argument("--sm-budget", type=whole(1, MAX_ROWS), help="at most the blocks that so many SMs hold")
-    parser.add_argument("--offset", type=whole(0, 2**62), default=0, help="base address in floats")
+    parser.add_argument("--offset", type=whole(0, 2**62), default=0, help="base address in elements")
     parser.add_argument("--sms", type=whole(1, 10**6), help="instead of the device's SM count")
     parser.add_argument("--smem-optin", type=whole(1, 2**31 - 1), help="bytes a block may opt in to")
     parser.add_argument("--occupancy", type=whole(0, 64), help="blocks per SM, instead of the kernel's")
     parser.add_argument("--chunk", type=whole(1, MAX_WIDTH), help="elements a block holds")
+    add_options(parser, files=False)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_seq_len=arguments.max_seq_len,
         waits=arguments.waits,
         sm_budget=arguments.sm_budget,
+        options=options_of(arguments),
     )
     limits = {"sms": arguments.sms, "smem_optin": arguments.smem_optin}
     if arguments.device == "auto":
@@ -136,6 +139,7 @@ def _report(
                     "route": arguments.route,
                     "waits": problem.waits,
                     "sm_budget": problem.sm_budget,
+                    "deterministic": arguments.deterministic,
                     "sms": arguments.sms,
                     "smem_optin": arguments.smem_optin,
                     "occupancy": arguments.occupancy,
@@ -151,7 +155,9 @@ def _report(
 
 def _for_a_person(made: Plan, source: str) -> Iterator[tuple[str, object]]:
     for name, value in dataclasses.asdict(made).items():
-        if name not in ("why", "tuning", "rejected"):
+        if name == "options":
+            yield name, in_words(made.options)
+        elif name not in ("why", "tuning", "rejected"):
             yield name, value
         if name == "occupancy":
             yield "occupancy from", source

@@ -1,4 +1,4 @@
-"""python -m drvtopk topk: the indices of a file's rows, to a file."""
+"""python -m drvtopk topk: what is selected from a file's rows, to a file."""
 
 from __future__ import annotations
 
@@ -14,84 +14,137 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk.api import devices, primary_context, topk
+from drvtopk.cli.options import add_options, in_words, options_of
 from drvtopk.cli.output import add_json, note, print_json, whole
 from drvtopk.engine import current_engine
 from drvtopk.errors import InvalidArgument
 from drvtopk.plan import Plan, Problem
-from drvtopk.reference import row_lengths, topk_reference
-from drvtopk.spec import MAX_K, MAX_WIDTH, ROUTES
+from drvtopk.reference import check_pages, logits_dtype, row_lengths, row_starts_of, topk_reference
+from drvtopk.spec import INDEX_DTYPES, MAX_K, MAX_WIDTH, ROUTES, Options
 
 NOT_ON_A_DEVICE = "no GPU: nothing ran on a device"
+FILES = ("logits", "lengths", "row_starts", "page_table", "out", "values")  # arguments that name one, in this order
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("topk", help="select from a .npy file", description=__doc__)
-    parser.add_argument("logits", type=Path, help="float32 (rows, width), .npy")
+    parser.add_argument("logits", type=Path, help="float32, float16 or bfloat16 (rows, width), .npy")
     parser.add_argument("--k", type=whole(1, MAX_K), required=True)
     parser.add_argument("--lengths", type=Path, help="integers, one a row, .npy")
-    parser.add_argument("--out", type=Path, required=True, help="int32 (rows, k) is written here, .npy")
+    parser.add_argument("--out", type=Path, required=True, help="indices (rows, k) are written here, .npy")
     parser.add_argument("--route", choices=("auto", *ROUTES), default="auto")
     parser.add_argument("--max-seq-len", type=whole(0, MAX_WIDTH))
+    add_options(parser, files=True)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def load(argument: str, path: Path) -> npt.NDArray[Any]:
-    """The array in a .npy file, never unpickled. Raises InvalidArgument."""
+    """The array in a .npy file, in this machine's byte order, never unpickled. Raises InvalidArgument."""
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise InvalidArgument(argument, str(path), f"a readable .npy file ({error})") from error
     if not isinstance(found, np.ndarray):
         raise InvalidArgument(argument, str(path), "a .npy file of one array")
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
+
+
+def _load_integers(argument: str, path: Path | None) -> npt.NDArray[Any] | None:
+    found = None if path is None else load(argument, path)
+    if found is not None and found.dtype.kind not in "iu":
+        raise InvalidArgument(argument, f"dtype {found.dtype}", "integers")
     return found
 
 
-def check_out(path: Path) -> None:
+def check_out(argument: str, path: Path) -> None:
     """InvalidArgument for a place that cannot be written to, before any work is done for it."""
     if not path.parent.is_dir():
-        raise InvalidArgument("--out", str(path), "a file in a folder that exists")
+        raise InvalidArgument(argument, str(path), "a file in a folder that exists")
     if path.is_dir():
-        raise InvalidArgument("--out", str(path), "a file; this is a folder")
+        raise InvalidArgument(argument, str(path), "a file; this is a folder")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InvalidArgument("--out", str(path), "a file that may be written")
+        raise InvalidArgument(argument, str(path), "a file that may be written")
+
+
+def _check_pages(
+    shape: tuple[int, ...], table: npt.NDArray[Any] | None, page_size: int | None, index_dtype: str
+) -> None:
+    """InvalidArgument for a table that is too small, or whose places the output has no room for."""
+    if table is None:
+        if page_size is not None:
+            raise InvalidArgument("--page-size", page_size, "a size only with --page-table")
+        return
+    rows, width = shape
+    size = page_size or 1
+    check_pages((rows, width), table.shape, size)
+    used = table[:, : -(-width // size)]
+    low, high = (int(used.min()), int(used.max())) if used.size else (0, 0)
+    if not -(2**31) <= low <= high < 2**31:
+        raise InvalidArgument("--page-table", f"pages {low}..{high}", "pages that fit into int32")
+    last = (high + 1) * size - 1
+    if last >= 1 << 8 * INDEX_DTYPES[index_dtype] - 1:
+        raise InvalidArgument("--index-dtype", index_dtype, f"int64, as the table leads to places up to {last}")
+
+
+def _on_a_device(
+    arguments: argparse.Namespace, options: Options, arrays: dict[str, Any], asked: dict[str, Any]
+) -> tuple[Any, Plan]:
+    hints = {"max_seq_len": arguments.max_seq_len}
+    found = topk(k=arguments.k, route=arguments.route, **arrays, **asked, **hints)
+    rows, width = arrays["logits"].shape
+    with primary_context():
+        problem = Problem(rows=rows, width=width, k=arguments.k, options=options, **hints)
+        return found, current_engine().prepare_once(problem, arguments.route).plan
 
 
 def run(arguments: argparse.Namespace) -> int:
     logits = load("logits", arguments.logits)
-    if logits.ndim != 2 or logits.dtype != np.float32:
-        raise InvalidArgument("logits", f"{logits.dtype} of shape {logits.shape}", "float32 of shape (rows, width)")
-    lengths = None if arguments.lengths is None else load("--lengths", arguments.lengths)
-    if lengths is not None and lengths.dtype.kind not in "iu":
-        raise InvalidArgument("--lengths", f"dtype {lengths.dtype}", "integers")
+    if logits.ndim != 2:
+        raise InvalidArgument("logits", f"{logits.dtype} of shape {logits.shape}", "two dimensions: (rows, width)")
+    options = options_of(arguments, logits_dtype(logits, arguments.dtype))
     rows, width = logits.shape
-    row_lengths(rows, width, lengths)  # refuses a wrong count before anything is done
-    check_out(arguments.out)
-    found = devices()
+    lengths = _load_integers("--lengths", arguments.lengths)
+    row_starts = _load_integers("--row-starts", arguments.row_starts)
+    page_table = _load_integers("--page-table", arguments.page_table)
+    # Everything is refused before anything is done.
+    row_lengths(rows, width, lengths)
+    row_starts_of(rows, width, row_starts)
+    _check_pages(logits.shape, page_table, arguments.page_size, options.index_dtype)
+    check_out("--out", arguments.out)
+    if arguments.values is not None:
+        check_out("--values-out", arguments.values)
+        if arguments.values.resolve() == arguments.out.resolve():
+            raise InvalidArgument("--values-out", str(arguments.values), "another file than --out")
+    arrays: dict[str, Any] = {"logits": logits, "lengths": lengths, "row_starts": row_starts, "page_table": page_table}
+    asked: dict[str, Any] = {name: getattr(options, name) for name in ("index_dtype", "order", "tie_break", "nan")}
+    asked |= {"dtype": options.dtype, "values": options.values, "page_size": arguments.page_size or 1}
+    device = devices()
     made: Plan | None = None
     started = time.perf_counter()
-    if found:
-        indices = topk(logits, arguments.k, lengths, max_seq_len=arguments.max_seq_len, route=arguments.route)
-        with primary_context():
-            problem = Problem(rows=rows, width=width, k=arguments.k, max_seq_len=arguments.max_seq_len)
-            made = current_engine().prepare_once(problem, arguments.route).plan
+    if device:
+        found, made = _on_a_device(arguments, options, arrays, asked)
     else:
         note(f"drvtopk: warning: {NOT_ON_A_DEVICE}; this is the numpy reference")
-        indices = topk_reference(logits, arguments.k, lengths)
+        found = topk_reference(k=arguments.k, **arrays, **asked)
     seconds = time.perf_counter() - started
     why = NOT_ON_A_DEVICE if made is None else made.why
-    with arguments.out.open("wb") as file:
-        np.save(file, indices)
+    results = (
+        {arguments.out: found.indices, arguments.values: found.values} if options.values else {arguments.out: found}
+    )
+    for path, array in results.items():
+        with path.open("wb") as file:
+            np.save(file, array)
     if arguments.json:
         print_json(
             {
-                "logits": str(arguments.logits),
-                "lengths": None if arguments.lengths is None else str(arguments.lengths),
-                "out": str(arguments.out),
+                **{name: None if getattr(arguments, name) is None else str(getattr(arguments, name)) for name in FILES},
                 "rows": rows,
                 "width": width,
                 "k": arguments.k,
-                "device": found[0].name if found else None,
+                "options": dataclasses.asdict(options),
+                "page_size": arguments.page_size or 1,
+                "device": device[0].name if device else None,
                 "why": why,
                 "plan": None if made is None else dataclasses.asdict(made),
                 "seconds": seconds,
@@ -100,5 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(why)
         print(f"{rows} rows of {width}, k {arguments.k}: {seconds:.3f} s with all preparation and copies")
-        print(f"indices written to {arguments.out}")
+        print(f"options: {in_words(options)}")
+        for what, path in zip(("indices", "values"), results, strict=False):
+            print(f"{what} written to {path}")
     return 0

@@ -18,8 +18,8 @@ from drvtopk.__main__ import main
 from drvtopk.cli import indexer
 from drvtopk.errors import CompileError, DriverUnavailable
 from drvtopk.plan import Plan
-from drvtopk.reference import faults, topk_reference
-from drvtopk.spec import KernelInfo
+from drvtopk.reference import faults, narrowed, topk_reference
+from drvtopk.spec import DTYPES, KernelInfo, Options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +87,85 @@ def test_topk_runs_the_reference_and_warns(capsys: pytest.CaptureFixture[str], t
     assert found["device"] is None and found["rows"] == 3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_topk_takes_every_option_and_writes_the_values_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dtype: str
+) -> None:
+    random = np.random.default_rng(1)
+    x = narrowed(random.choice(np.array([np.nan, -1, -0.0, 0, 1, 2], np.float32), (4, 300)), dtype)
+    given = {
+        "logits": x,
+        "lengths": np.array([[300], [20], [-4], [290]]),
+        "row_starts": np.array([3, 290, 5, 30], np.int16),
+        "page_table": np.stack([random.permutation(2**27)[:80] for _ in range(2)]),
+    }
+    for name, array in given.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    files = {name: str(tmp_path / f"{name}.npy") for name in (*given, "out", "values")}
+    options = Options(
+        dtype=dtype,
+        index_dtype="int64",
+        values=True,
+        row_starts=True,
+        order="value",
+        tie_break="largest",
+        nan="highest",
+        page_table=True,
+    )
+    argv = ["topk", files["logits"], "--k", "64", "--out", files["out"], "--values-out", files["values"]]
+    for name in ("lengths", "row_starts", "page_table"):
+        argv += ["--" + name.replace("_", "-"), files[name]]
+    argv += ["--page-size", "4", "--order", "value", "--tie-break", "largest", "--nan", "highest"]
+    argv += ["--index-dtype", "int64", "--dtype", dtype]
+    found = document(capsys, *argv)
+    assert {name: found[name] for name in files} == files
+    assert found["options"] == dataclasses.asdict(options) and found["page_size"] == 4
+    out, values = np.load(files["out"]), np.load(files["values"])
+    assert values.dtype == x.dtype
+    asked: dict[str, Any] = {name: given[name] for name in ("row_starts", "page_table")}
+    wrong = faults(x, 64, given["lengths"], out, options=options, values=values, page_size=4, **asked)
+    assert wrong == []
+    assert main(argv) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-2:] == [f"indices written to {files['out']}", f"values written to {files['values']}"]
+    assert "order value" in shown[-3] and "nan highest" in shown[-3]
+
+
+def test_deterministic_leaves_the_command_no_choice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 50), np.float32))
+    out = tmp_path / "out.npy"
+    found = document(capsys, "topk", str(tmp_path / "x.npy"), "--k", "5", "--out", str(out), "--deterministic")
+    assert (found["options"]["order"], found["options"]["tie_break"]) == ("index", "smallest")
+    assert found["values"] is None and np.load(out).tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_the_other_byte_order_is_read_as_what_it_says(tmp_path: Path) -> None:
+    x = np.random.default_rng(2).standard_normal((2, 500)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x.astype(">f4"))
+    np.save(tmp_path / "n.npy", np.array([400, 7], ">i4"))
+    out = tmp_path / "out.npy"
+    argv = ["topk", str(tmp_path / "x.npy"), "--k", "9", "--lengths", str(tmp_path / "n.npy"), "--out", str(out)]
+    assert main([*argv, "--values-out", str(tmp_path / "v.npy")]) == 0
+    values = np.load(tmp_path / "v.npy")
+    assert values.dtype == np.dtype("=f4")
+    assert faults(x, 9, np.array([400, 7]), np.load(out), options=Options(values=True), values=values) == []
+
+
+def test_an_index_type_that_the_pages_need_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 100), np.float32))
+    argv = ["topk", str(tmp_path / "x.npy"), "--k", "3", "--page-table", str(tmp_path / "p.npy"), "--page-size", "100"]
+    argv += ["--out", str(tmp_path / "out.npy")]
+    last = 2**31 // 100 - 1  # the page whose last place is the last that an int32 reaches
+    np.save(tmp_path / "p.npy", np.array([[last, 2**31 - 1]]))  # no column lies in the second page
+    assert main(argv) == 0
+    np.save(tmp_path / "p.npy", np.array([[last + 1]]))
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert capsys.readouterr().err.startswith("drvtopk: error: --index-dtype: got int32, allowed is int64, as the ")
+    assert main([*argv, "--index-dtype", "int64"]) == 0
+    assert np.load(tmp_path / "out.npy").max() >= 100 * (last + 1)
+
+
 def test_compile_reports_and_writes_every_instantiation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "cubins"
     found = document(capsys, "compile", "--arch", "sm_90a", "--k", "1024", "--out", str(out))
@@ -99,6 +178,22 @@ def test_compile_reports_and_writes_every_instantiation(capsys: pytest.CaptureFi
         assert Path(row["file"]).stat().st_size == row["cubin_bytes"] and row["spill_bytes"] == 0
     assert main(["compile", "--arch", "sm_80", "--k", "7", "--vec-size", "4", "--no-cache"]) == 0
     assert "persistent<7,4>" in capsys.readouterr().out
+
+
+def test_compile_shows_any_option_variant(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ["compile", "--arch", "sm_90a", "--k", "8", "--route", "filtered", "--out", str(tmp_path)]
+    argv += ["--dtype", "bfloat16", "--deterministic", "--values", "--row-starts", "--page-table"]
+    argv += ["--nan", "highest", "--index-dtype", "int64"]
+    found = document(capsys, *argv)
+    assert found["options"]["order"] == "index" and found["options"]["tie_break"] == "smallest"
+    assert [row["vec_size"] for row in found["instantiations"]] == [1, 2, 4, 8]
+    for row in found["instantiations"]:
+        cubin = Path(row["file"]).read_bytes()
+        said = Path(row["file"]).stem.removesuffix(f"_k8_v{row['vec_size']}_sm_90a")
+        assert f"\0.text.drvtopk_{said}\0".encode() in cubin, "the file and the kernel have one name"
+        assert "bfloat16_int64_by_index_smallest_nan_highest_values_row_starts_page_table" in said
+    assert main([*argv, "--vec-size", "8"]) == 0
+    assert "options: dtype bfloat16, index_dtype int64, values, row_starts, order index" in capsys.readouterr().out
 
 
 def test_compile_gives_seconds_only_where_it_compiled(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +269,30 @@ BAD = [
     ["topk", "{good}", "--k", "8", "--out", "/nowhere/at/all.npy"],
     ["topk", "{good}", "--k", "8", "--out", "folder"],
     ["topk", "{good}", "--out", "o.npy"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--dtype", "bfloat16"],
+    ["topk", "{words}", "--k", "8", "--out", "o.npy"],
+    ["topk", "{words}", "--k", "8", "--out", "o.npy", "--dtype", "float16"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--dtype", "float64"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--order", "sorted"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--tie-break", "first"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--nan", "ignored"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--index-dtype", "uint32"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--row-starts", "{short}"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--row-starts", "{f64}"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--row-starts", "missing.npy"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-size", "4"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{pages}", "--page-size", "0"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{pages}"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{short}"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{f64}"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{tables}", "--page-size", "9"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{far}", "--page-size", "9"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--values-out", "folder"],
+    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--values-out", "./o.npy"],
+    ["compile", "--arch", "sm_90a", "--vec-size", "8"],
+    ["compile", "--arch", "sm_90a", "--dtype", "float64"],
+    [*PLAN, "--order", "sorted"],
+    [*PLAN, "--dtype", "int8"],
 ]
 
 
@@ -187,13 +306,17 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     np.save("good.npy", np.zeros((3, 9), np.float32))
     np.save("short.npy", np.zeros(2, np.int32))
     np.save("flat.npy", np.zeros(9, np.float32))
+    np.save("words.npy", np.zeros((3, 9), np.uint16))
+    np.save("pages.npy", np.zeros((3, 2), np.int32))
+    np.save("tables.npy", np.zeros((2, 1), np.int32))
+    np.save("far.npy", np.full((3, 1), 2**31))
     Path("cut.npy").write_bytes(Path("good.npy").read_bytes()[:150])
     Path("zip.npy").write_bytes(b"PK\3\4 and no more of the archive")
     with Path("huge.npy").open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**9)}
         np.lib.format.write_array_header_1_0(file, header)
     Path("folder").mkdir()
-    names = ("bad", "f64", "good", "short", "flat", "cut", "zip", "huge")
+    names = ("bad", "f64", "good", "short", "flat", "cut", "zip", "huge", "words", "pages", "tables", "far")
     filled = [a.format(**{name: f"{name}.npy" for name in names}) for a in argv]
     assert main(filled) == 2
     shown = capsys.readouterr()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from drvtopk import engine
 from drvtopk.__main__ import main
 from drvtopk.cli import demo, indexer
 from drvtopk.driver import Driver
-from drvtopk.reference import faults
+from drvtopk.reference import faults, narrowed
+from drvtopk.spec import ROUTES, Options
 from tests import emulated
 from tests.emulated import EmulatedDriver
 
@@ -86,6 +89,48 @@ def test_topk_reports_the_plan_that_ran(
     assert main([*argv, "--max-seq-len", "100"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"]["max_seq_len"] == 100
     assert "cuLaunchCooperativeKernel" not in api.names, "the hint was given to what ran, too"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_topk_with_every_option_reports_what_ran_with_them(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], tmp_path: Path, route: str
+) -> None:
+    random = np.random.default_rng(3)
+    x = narrowed(random.integers(0, 50, (4, 40_000)).astype(np.float32), "bfloat16")
+    given = {
+        "logits": x,
+        "lengths": np.array([40_000, 39_000, 5, -1]),
+        "row_starts": np.array([0, 77, 39_998, 5]),
+        "page_table": np.stack([random.permutation(5000)[:625] for _ in range(2)]),
+    }
+    for name, array in given.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    out, beside = tmp_path / "out.npy", tmp_path / "values.npy"
+    argv = ["topk", str(tmp_path / "logits.npy"), "--k", "600", "--out", str(out), "--values-out", str(beside)]
+    argv += [f"--{name.replace('_', '-')}={tmp_path / name}.npy" for name in ("lengths", "row_starts", "page_table")]
+    argv += ["--page-size", "64", "--dtype", "bfloat16", "--index-dtype", "int64", "--deterministic", "--json"]
+    argv += ["--nan", "highest"]
+    options = Options(
+        dtype="bfloat16",
+        index_dtype="int64",
+        values=True,
+        row_starts=True,
+        order="index",
+        tie_break="smallest",
+        nan="highest",
+        page_table=True,
+    )
+    assert main([*argv, "--route", route]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["device"] == "Fake H200" and found["plan"]["route"] == route
+    assert found["options"] == found["plan"]["options"] == dataclasses.asdict(options)
+    assert len([name for name in api.names if name.startswith("cuLaunch")]) == 1
+    modules = 2 if route == "persistent" else 1  # with the fallback's; a plan of something else would load more
+    assert api.names.count("cuModuleLoadData") == modules
+    more: dict[str, Any] = {name: given[name] for name in ("row_starts", "page_table")}
+    values = np.load(beside)
+    wrong = faults(x, 600, given["lengths"], np.load(out), options=options, values=values, page_size=64, **more)
+    assert wrong == []
 
 
 def test_topk_with_a_route_that_does_not_fit_is_bad_input(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from drvtopk.__main__ import main
+from drvtopk.cli.options import in_words
+from drvtopk.spec import Options
 
 COMMON = ["plan", "--device", "h200", "--rows", "4", "--stride", "100000", "--k", "1024"]
 # Register counts do not matter where the occupancy is given, and then nothing is compiled.
@@ -40,9 +44,13 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
     waits = d["route"] == "persistent" and d["max_seq_len"] > tuning["radix_threshold"]
     parts = d["route"] == "persistent" and -(-d["width"] // d["chunk"])
     group = max(1, parts)
-    step = d["chunk"] if group > 1 else 4
-    vec = next(v for v in (4, 2, 1) if d["offset"] % v == d["stride"] % v == step % v == 0)
-    fixed = 2048 * 4 + 256 + up(4 * d["k"], 16)
+    options = d["options"]
+    step = 0 if group == 1 or options["row_starts"] else d["chunk"]
+    widest = 4 if options["dtype"] == "float32" else 8
+    vec = next(v for v in (8, 4, 2, 1) if v <= widest and d["offset"] % v == d["stride"] % v == step % v == 0)
+    by_value, ordered = options["order"] == "value", options["order"] != "none"
+    places = next(2**n for n in range(6, 13) if 2**n >= d["k"]) if ordered else 0
+    fixed = max(2048, places if by_value else 0) * 4 + 256 + up(4 * max(d["k"], places), 16)
     blocks = device["max_threads_per_sm"] // 1024
     budget = min(device["smem_optin"], (device["smem_per_sm"] // blocks - device["smem_reserved"]) // 128 * 128)
     held = up(4 * d["chunk"], 16) if waits else 0
@@ -50,7 +58,8 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
     smem = fixed + max(held, 8 * candidates)
     if asked["occupancy"] is None:
         alone = ",alone" if d["route"] == "filtered" and d["rows"] <= sms else ""
-        (kernel,) = (one for one in d["kernels"] if one["variant"] == f"{d['route']}<{d['k']},{vec}{alone}>")
+        name = re.compile(rf"{d['route']}\w*<{d['k']},{vec}{alone}>")  # between them: the options
+        (kernel,) = (one for one in d["kernels"] if name.fullmatch(one["variant"]))
         warps = 4 * (device["regs_per_sm"] // 4 // up(32 * kernel["registers"], 256))
         by_memory = device["smem_per_sm"] // (up(kernel["static_smem_bytes"] + smem, 128) + device["smem_reserved"])
         occupancy = min(blocks, warps // 32, by_memory, device["max_blocks_per_sm"])
@@ -63,7 +72,8 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
         groups = max(1, min((cap - headroom * kept) // group, d["rows"]))
     else:
         groups = d["rows"] if asked["sm_budget"] is None else min(d["rows"], cap)
-    state = up(128 + 3 * 2080 * 4 + 8 * group, 128) if waits else 0
+    members = 4 * d["k"] if ordered else 0
+    state = up(128 + 3 * 2080 * 4 + 8 * group + members, 128) if waits else 0
     return {
         "sms": sms,
         "needs_cooperation": waits,
@@ -98,6 +108,11 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
         ["--occupancy", "1", "--sms", "77"],
         ["--device", "gb10", "--k", "4096"],
         ["--device", "a100", "--k", "77", "--chunk", "10001"],
+        ["--dtype", "bfloat16", "--route", "persistent"],
+        ["--dtype", "float16", "--width", "50001", "--offset", "4", "--chunk", "10004"],
+        ["--order", "value", "--k", "4096", "--route", "persistent", "--nan", "highest"],
+        ["--deterministic", "--k", "33", "--route", "persistent", "--index-dtype", "int64"],
+        ["--row-starts", "--chunk", "10001", "--values", "--page-table", "--tie-break", "largest"],
     ],
     ids=" ".join,
 )
@@ -122,6 +137,29 @@ def test_every_option_reaches_the_plan(capsys: pytest.CaptureFixture[str]) -> No
     small = document(capsys, *GIVEN, "--smem-optin", "40000", "--chunk", "25000")
     assert small["route"] == "filtered" and small["rejected"]["occupancy"] == 0 and small["smem_bytes"] <= 40000
     assert document(capsys, *GIVEN, "--sms", "66")["resident_cap"] == 132
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        ((), Options()),
+        (("--dtype", "float16", "--index-dtype", "int64"), Options(dtype="float16", index_dtype="int64")),
+        (("--values", "--row-starts", "--page-table"), Options(values=True, row_starts=True, page_table=True)),
+        (("--order", "value", "--tie-break", "largest"), Options(order="value", tie_break="largest")),
+        (("--deterministic", "--nan", "highest"), Options(order="index", tie_break="smallest", nan="highest")),
+        (("--deterministic", "--order", "value"), Options(order="value", tie_break="smallest")),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, tuple) else "",
+)
+def test_every_option_of_the_selection_reaches_the_plan(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], options: Options
+) -> None:
+    found = document(capsys, *GIVEN, *argv)
+    assert found["options"] == asdict(options) and found["asked"]["deterministic"] is ("--deterministic" in argv)
+    assert main([*GIVEN, *argv]) == 0
+    (shown,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("options")]
+    assert shown.split(maxsplit=1)[1] == in_words(options)
+    assert (shown.split()[1] == "plain") is (options == Options())
 
 
 def test_a_width_that_no_index_reaches_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

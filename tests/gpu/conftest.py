@@ -14,7 +14,8 @@ import pytest
 
 import drvtopk
 from drvtopk.engine import current_engine
-from tests.gpu.support import Gpu
+from drvtopk.spec import DEFAULT_TUNING, Variant
+from tests.gpu.support import INSTANTIATIONS, Gpu, compile_ahead
 
 SECONDS = 120
 ALONE_SECONDS = 60
@@ -41,7 +42,22 @@ def gpu() -> Iterator[Gpu]:
             pytest.fail("DRVTOPK_REQUIRE_GPU=1 and there is no GPU")
         pytest.skip("no GPU: nothing ran on a device")
     with drvtopk.primary_context():
-        yield Gpu(current_engine())
+        found = Gpu(current_engine())
+        if CHILD not in os.environ:
+            compile_ahead(expected(), found.engine.device.arch)
+        yield found
+
+
+def expected() -> list[Variant]:
+    """The kernels that most tests ask for. They would be compiled on demand, but one after the other."""
+    from tests.gpu.test_exact import paths_of
+
+    return [
+        Variant(route=route, k=k, vec_size=vec, tuning=tuning, residency=residency)
+        for route, k, vec in INSTANTIATIONS
+        for residency in ((1, 2) if route == "filtered" else (2,))
+        for tuning in (DEFAULT_TUNING, paths_of(k))
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from drvtopk import compiler, engine
+from drvtopk.cache import Cache, default_folder
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine, Prepared
 from drvtopk.plan import Problem
 from drvtopk.reference import Selected, faults, narrowed
-from drvtopk.spec import PLAIN, Options, align
+from drvtopk.spec import PLAIN, Options, Variant, align
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -21,7 +26,7 @@ Ints = npt.NDArray[Any]
 
 CANARY = np.float32(3e38)  # behind every row: a kernel that looks there selects it
 POISON = 0x7B
-GUARD = 256  # bytes behind a workspace
+GUARD = 256  # bytes behind a workspace and an output
 INSTANTIATIONS = [
     (route, k, vec) for route in ("persistent", "filtered") for k in (512, 1024, 2048) for vec in (1, 2, 4)
 ]
@@ -34,13 +39,25 @@ def layout(width: int, vec: int) -> tuple[int, int]:
     return offset, align(width, 8) + 8 + extra
 
 
+def compile_ahead(variants: Iterable[Variant], arch: str) -> None:
+    """Puts these into the cache, side by side: in processes, since NVRTC compiles one at a time in each."""
+    if vars(engine)["compile_variant"] is not compiler.compile_variant:
+        return  # a device that is only emulated
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(partial(_compile, arch=arch), variants))
+
+
+def _compile(variant: Variant, arch: str) -> None:
+    compiler.compile_variant(variant, arch, cache=Cache(default_folder()))
+
+
 class Gpu:
     """An engine, and memory that is given back."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.driver = engine.driver
-        self._dirt = 0
+        self.dirt = 0
         self.leftovers = True
 
     @contextlib.contextmanager
@@ -55,11 +72,11 @@ class Gpu:
             for address in held:
                 self.driver.mem_free(address)
 
-    def dirty(self, address: int, size: int) -> None:
+    def soil(self, address: int, size: int) -> None:
         """Fills a workspace with the next kind of dirt: zeros, ones, random words, words of 0 to 2, or leftovers."""
-        self._dirt += 1
-        random = np.random.default_rng(self._dirt)
-        kind = self._dirt % 5
+        self.dirt += 1
+        random = np.random.default_rng(self.dirt)
+        kind = self.dirt % 5
         if kind == 0 and self.leftovers:
             return  # the leftovers of whatever ran here
         if kind <= 2:
@@ -136,7 +153,7 @@ class Gpu:
             for address, output in zip(results, outputs * launches, strict=True):
                 self.driver.memset(address, POISON, output.size)
             for workspace in workspaces:
-                self.dirty(workspace, size // 4 * 4)
+                self.soil(workspace, size // 4 * 4)
                 self.driver.memset(workspace + size, POISON, GUARD)
             self.driver.synchronize()
             more: dict[str, int] = {}
@@ -168,7 +185,8 @@ class Gpu:
                 self.driver.copy_to_host(behind, workspace + size)
                 assert np.all(behind == POISON), "memory behind the workspace was written"
         if launches == 2 and options.tie_break != "any" and options.order != "none":
-            assert all(np.array_equal(a, b) for a, b in zip(found[: len(outputs)], found[len(outputs) :], strict=True))
+            pairs = zip(found[: len(outputs)], found[len(outputs) :], strict=True)
+            assert all(a.tobytes() == b.tobytes() for a, b in pairs)
         last = found[-len(outputs) :]
         return Selected(last[0], last[1] if options.values else None)
 
@@ -212,12 +230,14 @@ class Output:
     def __init__(self, rows: int, k: int, stride: int | None, dtype: np.dtype[Any]) -> None:
         self.rows, self.k, self.dtype = rows, k, dtype
         self.stride = k if stride is None else stride
-        self.size = max(rows * self.stride, 1) * dtype.itemsize
+        self.size = rows * self.stride * dtype.itemsize + GUARD
 
     def fetched(self, driver: Driver, address: int) -> Array:
-        """The results; nothing beside them may have been written."""
-        whole = np.empty((self.rows, self.stride), self.dtype)
-        driver.copy_to_host(whole, address)
+        """The results; nothing beside or behind them may have been written."""
+        written = np.empty(self.size, np.uint8)
+        driver.copy_to_host(written, address)
+        assert np.all(written[-GUARD:] == POISON), "memory behind the output was written"
+        whole = written[:-GUARD].view(self.dtype).reshape(self.rows, self.stride)
         poison = np.frombuffer(bytes([POISON]) * self.dtype.itemsize, self.dtype)[0]
         assert np.all(whole[:, self.k :] == poison), "columns beside the output were written"
         return whole[:, : self.k]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from drvtopk.__main__ import main
-from drvtopk.reference import faults
+from drvtopk.reference import faults, narrowed
+from drvtopk.spec import ROUTES, Options
 from tests.gpu.support import Gpu
 from tests.inputs import make
 
@@ -21,7 +23,7 @@ def test_demo_runs_on_the_device_and_is_exact(gpu: Gpu, capsys: pytest.CaptureFi
     assert main(["demo", "--json", "--k", "2048"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["device"] == gpu.engine.device.name and found["exact"] and found["microseconds"] > 0
-    assert found["plan"]["cooperative"] and found["plan"]["why"].startswith("persistent")
+    assert found["plan"]["why"].startswith("filtered: 16 rows")
 
 
 def test_topk_of_a_file_runs_on_the_device(gpu: Gpu, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -35,6 +37,45 @@ def test_topk_of_a_file_runs_on_the_device(gpu: Gpu, capsys: pytest.CaptureFixtu
         shown = capsys.readouterr()
         assert json.loads(shown.out)["device"] == gpu.engine.device.name and shown.err == ""
         assert faults(x, int(k), lengths, np.load(out)) == []
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 2)], ids=lambda shape: "x".join(map(str, shape)))
+def test_topk_of_files_with_every_option(
+    gpu: Gpu, capsys: pytest.CaptureFixture[str], tmp_path: Path, shape: tuple[int, ...], route: str
+) -> None:
+    random = np.random.default_rng(3)
+    x = narrowed(random.integers(0, 50, (4, 40_000)).astype(np.float32), "bfloat16")
+    given = {
+        "logits": x,
+        "lengths": np.array([40_000, 39_000, 5, -1]).reshape(shape),
+        "row_starts": np.array([0, 77, 39_998, 5]).reshape(shape),
+        "page_table": np.stack([random.permutation(5000)[:625] for _ in range(2)]),
+    }
+    for name, array in given.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    out, beside = tmp_path / "out.npy", tmp_path / "values.npy"
+    argv = ["topk", str(tmp_path / "logits.npy"), "--k", "600", "--out", str(out), "--values-out", str(beside)]
+    argv += [f"--{name.replace('_', '-')}={tmp_path / name}.npy" for name in ("lengths", "row_starts", "page_table")]
+    argv += ["--page-size", "64", "--dtype", "bfloat16", "--index-dtype", "int64", "--deterministic", "--json"]
+    argv += ["--nan", "highest"]
+    options = Options(
+        dtype="bfloat16",
+        index_dtype="int64",
+        values=True,
+        row_starts=True,
+        order="index",
+        tie_break="smallest",
+        nan="highest",
+        page_table=True,
+    )
+    more: dict[str, Any] = {name: given[name] for name in ("row_starts", "page_table")}
+    assert main([*argv, "--route", route]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["device"] == gpu.engine.device.name and shown["plan"]["route"] == route
+    values = np.load(beside)
+    wrong = faults(x, 600, given["lengths"], np.load(out), options=options, values=values, page_size=64, **more)
+    assert wrong == []
 
 
 def test_plan_asks_the_driver(gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> None:

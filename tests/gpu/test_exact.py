@@ -129,6 +129,21 @@ def test_rows_of_every_path_in_all_orders(gpu: Gpu, route: str, k: int, vec: int
     gpu.check(x, k, lengths, vec=vec, prepared=gpu.engine.prepare(problem, plan=plan))
 
 
+@pytest.mark.parametrize("vec", [1, 2, 4])
+@pytest.mark.parametrize("k", [512, 1024, 2048])
+def test_more_rows_than_the_device_has_sms(gpu: Gpu, k: int, vec: int) -> None:
+    """Two blocks an SM, and long rows in one reading each."""
+    rows = 2 * gpu.engine.device.sms + 3
+    for width in (3000, 9000, 20_000):
+        kinds = ("normal", "bfloat16", "low_10_bits", "relu_tail", "nan_payloads", "one_outlier", "ascending")
+        x = np.concatenate([make(name, 1, width) for name in kinds])[np.arange(rows) % len(kinds)]
+        lengths = np.random.default_rng(width).integers(width // 2, width + 1, rows).astype(np.int32)
+        problem = Problem(rows=rows, width=width, k=k, stride=layout(width, vec)[1], offset=layout(width, vec)[0])
+        prepared = gpu.engine.prepare(problem)
+        assert prepared.plan.residency == 2 and prepared.plan.route == "filtered"
+        gpu.check(x, k, lengths, vec=vec, prepared=prepared)
+
+
 @everywhere
 def test_a_wrong_hint_on_every_path(gpu: Gpu, route: str, k: int, vec: int) -> None:
     lengths = np.array([0, k, k + 1, 2 * k, 2 * k + 1, 4 * k, 4 * k + 1, 6 * k], np.int32)

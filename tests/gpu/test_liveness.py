@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
 import pytest
 
 import drvtopk
-from drvtopk.errors import WorkspaceTooSmall
+from drvtopk.errors import PlanError, WorkspaceTooSmall
 from drvtopk.plan import Problem, calculated_occupancy
 from drvtopk.reference import faults
 from drvtopk.spec import KNOWN_DEVICES, ROUTES, TOP_KS, VEC_SIZES, DeviceInfo, Tuning, Variant
@@ -101,9 +102,13 @@ def test_plans_of_smaller_devices_run_here(gpu: Gpu, name: str, rows: int) -> No
     lengths = np.random.default_rng(rows).integers(0, width + 1, rows).astype(np.int32)
     x = make("normal", 1, rows + width)[0]
     x = np.lib.stride_tricks.sliding_window_view(x, width)[:rows]
-    for k in (512, 2048, 4096):
+    for k, route in itertools.product((512, 2048, 4096), ("auto", "persistent")):
         problem = Problem(rows=rows, width=width, k=k)
-        prepared = gpu.engine.prepare(problem, assume=assumed)
+        try:
+            prepared = gpu.engine.prepare(problem, assume=assumed, route=route)
+        except PlanError:
+            assert route == "persistent"
+            continue
         assert prepared.plan.smem_bytes <= assumed.smem_optin
         assert prepared.plan.resident_cap <= min(assumed.sms, gpu.engine.device.sms) * 2
         gpu.check(x, k, lengths, prepared=prepared)
@@ -155,7 +160,7 @@ def test_a_captured_graph_is_right_for_any_later_lengths(gpu: Gpu, route: str) -
 def test_the_same_problem_on_several_streams_at_once(gpu: Gpu, streams: int) -> None:
     driver, rows, width, k = gpu.driver, 32, 262_144, 1024
     x = make("normal", rows, width)
-    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=k))
+    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=k), route="persistent")
     assert prepared.plan.cooperative
     handles = [driver.stream_create() for _ in range(streams)]
     bytes_out = 4 * rows * k

@@ -129,7 +129,7 @@ def test_headroom_lets_a_cooperative_launch_start_beside_a_neighbour(gpu: Gpu) -
 def test_parallel_branches_of_one_graph(gpu: Gpu) -> None:
     driver, rows, width = gpu.driver, 32, 262_144
     x = make("normal", rows, width)
-    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=K))
+    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=K), route="persistent")
     first, second = driver.stream_create(), driver.stream_create()
     size = 4 * rows * K
     with gpu.memory(x.nbytes, size, size, prepared.workspace_bytes, prepared.workspace_bytes) as held:
@@ -198,14 +198,14 @@ def test_a_green_contexts_share_is_what_is_planned_for(gpu: Gpu) -> None:
         engine = Engine(driver, driver.context_device(context))
         assert 0 < engine.device.sms < gpu.engine.device.sms
         problem = Problem(rows=2, width=300_000, k=K)
-        prepared = engine.prepare(problem)
+        prepared = engine.prepare(problem, route="persistent")
         assert prepared.plan.resident_cap == engine.device.sms * prepared.plan.occupancy
         assert prepared.plan.grid <= prepared.plan.resident_cap
         inside = Gpu(engine)
         inside.check(make("normal", 2, 300_000), K, prepared=prepared)
         assert prepared.plan.route == "persistent", prepared.plan.why
         # A plan made for the whole device is refused in its share, and falls back.
-        too_large = dataclasses.replace(gpu.engine.plan(problem), why="made for the whole device")
+        too_large = dataclasses.replace(gpu.engine.plan(problem, route="persistent"), why="made for the whole device")
         assert too_large.grid > prepared.plan.resident_cap
         refused = engine.prepare(problem, plan=too_large)
         inside.check(make("normal", 2, 300_000), K, prepared=refused)
@@ -247,7 +247,7 @@ with drvtopk.primary_context():
     driver = engine.driver
     problem = Problem(rows=2000, width=200_000, k=1024, stride=0)
     tuning = Tuning(wait_limit=200_000)
-    plan = engine.plan(problem, tuning=tuning)
+    plan = engine.plan(problem, route="persistent", tuning=tuning)
     if sys.argv[1] == "missing block":
         plan = dataclasses.replace(plan, grid=plan.grid - 1)
     prepared = engine.prepare(problem, plan=plan)

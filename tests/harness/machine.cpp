@@ -32,7 +32,7 @@ struct Request {
   u64 seed, logits_bytes, lengths_bytes, starts_bytes, table_bytes, out_bytes, values_bytes, workspace_bytes;
   u64 logits_stride, out_stride, table_stride;
   u32 offset, grid, slots, smem_bytes, rows, width, group, groups, chunk, candidates, cooperative;
-  u32 item_bytes, index_bytes, page_size, rows_per_table, padding;
+  u32 item_bytes, index_bytes, page_size, rows_per_table, vec;
 };
 static_assert(sizeof(Request) == 11 * 8 + 16 * 4, "the runner packs this");
 
@@ -291,17 +291,16 @@ void check_logits(const void* from, unsigned bytes) {
   const bool there = row < params.rows;
   const u64 start = there && params.row_starts ? clamped(params.row_starts, params.width) : 0;
   const u64 n = there && params.lengths ? clamped(params.lengths, params.width - start) : params.width - start;
-  const u64 count = bytes / request.item_bytes;  // before a window only what lies in the same load may be read
-  if (!there || column < start / count * count || column + count > start + n ||
+  // Before a window only what lies in the same load may be read, also an element at a time.
+  const u64 count = bytes / request.item_bytes, vec = request.vec;
+  if (!there || column < start / vec * vec || column + count > start + n ||
       reinterpret_cast<std::uintptr_t>(from) % bytes)
     fail(kFault, "block %u thread %u reads %u bytes at column %llu of row %llu, which is %llu from %llu on",
          block->index, self, bytes, column, row, n, start);
 }
 
 void check_integer(const int* from) {
-  const auto inside = [&](const int* array, u64 bytes) {
-    return array && static_cast<u64>(from - array) < bytes / 4;
-  };
+  const auto inside = [&](const int* array, u64 bytes) { return array && static_cast<u64>(from - array) < bytes / 4; };
   if (!inside(params.lengths, request.lengths_bytes) && !inside(params.row_starts, request.starts_bytes) &&
       !inside(params.page_table, request.table_bytes))
     fail(kFault, "block %u thread %u reads integers that are not there", block->index, self);

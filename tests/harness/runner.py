@@ -159,7 +159,7 @@ def simulate(
         index_bytes,
         page_size,
         1 if page_table is None else rows // len(page_table),
-        0,
+        plan.vec_size,
     )
     body = [flat.tobytes(), *integers, table, workspace.tobytes()]
     program = build(plan.variant, sources=sources, sanitize=sanitize)

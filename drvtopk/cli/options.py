@@ -1,0 +1,52 @@
+"""What a selection may be asked for beyond k, as arguments: declared once, for every command that takes them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from drvtopk.cli.output import whole
+from drvtopk.spec import DTYPES, INDEX_DTYPES, NANS, ORDERS, PLAIN, TIE_BREAKS, Options
+
+
+def add_options(parser: argparse.ArgumentParser, *, files: bool) -> None:
+    """`files`: arrays are named by their files; otherwise it is only said that there will be some."""
+    group = parser.add_argument_group("options of the selection")
+    dtype = "of 2-byte words that .npy has no name for" if files else f"of the logits (default: {PLAIN.dtype})"
+    group.add_argument("--dtype", choices=tuple(DTYPES), default=None if files else PLAIN.dtype, help=dtype)
+    group.add_argument("--index-dtype", choices=tuple(INDEX_DTYPES), default=PLAIN.index_dtype, help="of the output")
+    group.add_argument("--order", choices=ORDERS, default=PLAIN.order, help="of a row's members")
+    group.add_argument("--tie-break", choices=TIE_BREAKS, default=PLAIN.tie_break, help="index taken of equal values")
+    group.add_argument("--deterministic", action="store_true", help="leave no choice open: smallest index, ascending")
+    group.add_argument("--nan", choices=NANS, default=PLAIN.nan, help="below -inf, or above +inf")
+    if files:
+        group.add_argument("--values-out", type=Path, dest="values", metavar="FILE", help="the members' values, .npy")
+        group.add_argument("--row-starts", type=Path, metavar="FILE", help="where each row's window begins, .npy")
+        group.add_argument("--page-table", type=Path, metavar="FILE", help="integers (rows or a divisor, pages), .npy")
+        group.add_argument("--page-size", type=whole(1, 2**31 - 1), metavar="N", help="columns of a page (default: 1)")
+    else:
+        group.add_argument("--values", action="store_true", help="the members' values too")
+        group.add_argument("--row-starts", action="store_true", help="each row's window begins at a place of its own")
+        group.add_argument("--page-table", action="store_true", help="the output goes through a page table")
+
+
+def options_of(arguments: argparse.Namespace, dtype: str | None = None) -> Options:
+    """What was asked for; `dtype` is that of the logits, where they are here."""
+    options = Options(
+        dtype=dtype or arguments.dtype,
+        index_dtype=arguments.index_dtype,
+        values=bool(arguments.values),
+        row_starts=bool(arguments.row_starts),
+        order=arguments.order,
+        tie_break=arguments.tie_break,
+        nan=arguments.nan,
+        page_table=bool(arguments.page_table),
+    )
+    return options.made_deterministic() if arguments.deterministic else options
+
+
+def in_words(options: Options) -> str:
+    """'plain', or what differs from it: 'dtype bfloat16, order index'."""
+    asked = {name: value for name, value in dataclasses.asdict(options).items() if value != getattr(PLAIN, name)}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in asked.items()) or "plain"
