@@ -55,7 +55,7 @@ ROWS = (
         gpu=(
             f"{EXACT}test_any_k[1-{{route}}]",
             f"{EXACT}test_any_k[{MAX_K}-{{route}}]",
-            f"{OPTIONS}test_any_k_with_everything_asked_for[{MAX_K}-{{route}}]",
+            f"{OPTIONS}test_any_k_with_everything_asked_for[{MAX_K}-by_value-{{route}}]",
         ),
         cpu=(f"{COMPILED}test_any_other_k_compiles_on_demand", f"{REFERENCE}test_lengths_are_clamped_to_what_exists"),
     ),
@@ -72,8 +72,8 @@ ROWS = (
         name="bfloat16",
         what='`<V2`, or 2-byte words with `dtype="bfloat16"`',
         gpu=(
-            f"{OPTIONS}test_elements_of_two_bytes[8-bfloat16-{{route}}]",
-            f"{OPTIONS}test_elements_of_two_bytes[1-bfloat16-{{route}}]",
+            f"{OPTIONS}test_every_load_of_every_dtype[bfloat16-8-{{route}}]",
+            f"{OPTIONS}test_every_load_of_every_dtype[bfloat16-1-{{route}}]",
             f"{OPTIONS}test_device_arrays_in_and_out",
         ),
         cpu=(
@@ -85,8 +85,8 @@ ROWS = (
         name="float16",
         what="IEEE half precision",
         gpu=(
-            f"{OPTIONS}test_elements_of_two_bytes[8-float16-{{route}}]",
-            f"{OPTIONS}test_elements_of_two_bytes[1-float16-{{route}}]",
+            f"{OPTIONS}test_every_load_of_every_dtype[float16-8-{{route}}]",
+            f"{OPTIONS}test_every_load_of_every_dtype[float16-1-{{route}}]",
         ),
         cpu=(f"{ASKED}test_16_bit_values_order_as_their_float32_do",),
     ),
@@ -95,7 +95,7 @@ ROWS = (
         what="any row stride (0 included), any base that an element may have",
         gpu=(
             f"{EXACT}test_layouts",
-            *(f"{OPTIONS}test_elements_of_two_bytes[{load}-float16-{{route}}]" for load in (1, 2, 4, 8)),
+            *(f"{OPTIONS}test_rows_lie_anywhere[float16-{load}-{{route}}]" for load in (1, 2, 4, 8)),
         ),
         cpu=(
             f"{HARNESS}test_schedules_layouts_plans_and_dirty_workspaces",
@@ -119,7 +119,7 @@ ROWS = (
     Row(
         name="row_starts",
         what="a window of its own in each row; indices count from its start",
-        gpu=(f"{OPTIONS}test_windows_begin_anywhere[4-{{route}}]", f"{EVERY}[row_starts-{{route}}]"),
+        gpu=(f"{OPTIONS}test_windows_begin_anywhere[float32-4-{{route}}]", f"{EVERY}[row_starts-{{route}}]"),
         cpu=(f"{ASKED}test_windows_begin_where_they_are_told_and_end_with_the_row", f"{WRONG}[starts forgotten]"),
     ),
     Row(

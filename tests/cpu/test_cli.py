@@ -151,19 +151,23 @@ def test_the_other_byte_order_is_read_as_what_it_says(tmp_path: Path) -> None:
     assert faults(x, 9, np.array([400, 7]), np.load(out), options=Options(values=True), values=values) == []
 
 
-def test_an_index_type_that_the_pages_need_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((1, 100), np.float32))
-    argv = ["topk", str(tmp_path / "x.npy"), "--k", "3", "--page-table", str(tmp_path / "p.npy"), "--page-size", "100"]
-    argv += ["--out", str(tmp_path / "out.npy")]
-    last = 2**31 // 100 - 1  # the page whose last place is the last that an int32 reaches
-    np.save(tmp_path / "p.npy", np.array([[last, 2**31 - 1]]))  # no column lies in the second page
-    assert main(argv) == 0
-    np.save(tmp_path / "p.npy", np.array([[last + 1]]))
-    capsys.readouterr()
-    assert main(argv) == 2
-    assert capsys.readouterr().err.startswith("drvtopk: error: --index-dtype: got int32, allowed is int64, as the ")
+@pytest.mark.parametrize(
+    ("page", "size", "fits"),
+    [(2**25 - 1, 64, True), (2**25, 64, False), (715_827_881, 3, True), (715_827_882, 3, False)],
+    ids=["to 2^31 - 1", "to 2^31 + 63", "to 2^31 - 3", "to 2^31"],
+)
+def test_an_index_type_that_the_pages_need_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, page: int, size: int, fits: bool
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, size), np.float32))
+    np.save(tmp_path / "p.npy", np.array([[page, 2**31 - 1]]))  # no column lies in the second page
+    argv = ["topk", str(tmp_path / "x.npy"), "--k", str(size), "--out", str(tmp_path / "out.npy")]
+    argv += ["--page-table", str(tmp_path / "p.npy"), "--page-size", str(size)]
+    assert main(argv) == (0 if fits else 2)
+    said = "drvtopk: error: --index-dtype: got int32, allowed is int64, as the "
+    assert capsys.readouterr().err.startswith(said) is not fits
     assert main([*argv, "--index-dtype", "int64"]) == 0
-    assert np.load(tmp_path / "out.npy").max() >= 100 * (last + 1)
+    assert np.load(tmp_path / "out.npy").max() == page * size + size - 1
 
 
 def test_compile_reports_and_writes_every_instantiation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -286,7 +290,20 @@ BAD = [
     ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{short}"],
     ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{f64}"],
     ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{tables}", "--page-size", "9"],
-    ["topk", "{good}", "--k", "8", "--out", "o.npy", "--page-table", "{far}", "--page-size", "9"],
+    [
+        "topk",
+        "{good}",
+        "--k",
+        "8",
+        "--out",
+        "o.npy",
+        "--page-table",
+        "{far}",
+        "--page-size",
+        "9",
+        "--index-dtype",
+        "int64",
+    ],
     ["topk", "{good}", "--k", "8", "--out", "o.npy", "--values-out", "folder"],
     ["topk", "{good}", "--k", "8", "--out", "o.npy", "--values-out", "./o.npy"],
     ["compile", "--arch", "sm_90a", "--vec-size", "8"],

@@ -13,7 +13,7 @@ import pytest
 from tests.emulated import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-EXACT, LIVENESS = "tests/gpu/test_exact.py", "tests/gpu/test_liveness.py"
+EXACT, LIVENESS, OPTIONS = (f"tests/gpu/test_{name}.py" for name in ("exact", "liveness", "options"))
 # A fault, and the one test at one instantiation that has to notice it.
 CAUGHT = {
     "coarse_keys": f"{EXACT}::test_named_inputs_at_every_path[narrow_1.245-filtered-2048-4]",
@@ -41,6 +41,13 @@ CAUGHT = {
     "oversubscription_accepted": (
         f"{LIVENESS}::test_the_driver_refuses_real_oversubscription_and_the_fallback_answers[4]"
     ),
+    "tie_break_ignored": f"{OPTIONS}::test_every_option_on_every_path[smallest-filtered]",
+    "order_ignored": f"{OPTIONS}::test_every_option_on_every_path[by_value-filtered]",
+    "row_starts_ignored": f"{OPTIONS}::test_windows_begin_anywhere[float32-4-filtered]",
+    "nan_policy_ignored": f"{OPTIONS}::test_nan_of_either_sign_is_lowest_or_highest[highest-filtered]",
+    "values_of_empty_places": f"{OPTIONS}::test_values_of_short_rows_are_filled_with_minus_infinity[float32-filtered]",
+    "pages_of_minus_one": f"{OPTIONS}::test_page_tables[3-filtered]",
+    "high_words_left": f"{OPTIONS}::test_every_option_on_every_path[int64-filtered]",
 }
 
 

@@ -116,10 +116,28 @@ def test_the_same_seed_is_the_same_run() -> None:
 
 
 PLANTED = [
-    ("loads.cuh", "v < static_cast<int>(valid) ? __ldg(from + v) : 0.0f", "__ldg(from + v)", "which is"),
+    (
+        "loads.cuh",
+        "v < static_cast<int>(there) ? __ldg(row.base + at + v) : 0u",
+        "__ldg(row.base + at + v)",
+        "which is",
+    ),
+    ("loads.cuh", "if (at < last) look(", "if (at < last + 9) look(", "which is"),
     ("held.cuh", "keys[index - begin] = key", "keys[index - begin + 4000] = key", "past the end"),
-    ("row_alone.cuh", "out[i] = i < n", "out[i + 30000] = i < n", "not its own"),
-    ("row_alone.cuh", "out[i] = i < n", "out[0] = i < n", "written before"),
+    ("finish.cuh", "    indices[place] = static_cast<Index>(-1);", "    indices[place + 30000] = -1;", "not its own"),
+    (
+        "finish.cuh",
+        "    indices[place] = static_cast<Index>(-1);",
+        "    indices[0] = static_cast<Index>(-1);",
+        "written before",
+    ),
+    (
+        "finish.cuh",
+        "values[place] = static_cast<Logit>(row.bits(index));",
+        "values[0] = row.bits(index);",
+        "written before",
+    ),
+    ("finish.cuh", "__ldg(pages + index / page_size)", "__ldg(pages + index / page_size + 9000)", "integers"),
 ]
 
 
@@ -128,5 +146,5 @@ def test_the_harness_notices_an_access_out_of_place(file: str, text: str, by: st
     sources = dict(kernel_sources())
     assert sources[file].count(text.encode()) == 1
     sources[file] = sources[file].replace(text.encode(), by.encode())
-    found = [any_scenario(seed, k=K, slots=4).complaint(sources=sources) for seed in range(8)]
+    found = [any_scenario(seed, k=K, slots=4).complaint(sources=sources) for seed in range(16)]
     assert any(complaint.startswith("fault: ") and says in complaint for complaint in found), found
