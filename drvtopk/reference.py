@@ -29,8 +29,8 @@ def logits_dtype(logits: Array, dtype: str | None = None) -> str:
     kind = logits.dtype
     if dtype is not None and dtype not in DTYPES:
         raise InvalidArgument("dtype", repr(dtype), " or ".join(map(repr, DTYPES)))
-    own = str(kind.name) if kind.name in DTYPES else None  # ml_dtypes' bfloat16 has that name
-    if own is None and kind.itemsize == 2 and kind.kind in "uV" and dtype == "bfloat16":
+    own = str(kind.name) if kind.name in DTYPES and kind.isnative else None  # ml_dtypes' bfloat16 has that name
+    if own is None and kind.isnative and kind.itemsize == 2 and kind.kind in "uV" and dtype == "bfloat16":
         own = dtype
     if own is None or dtype not in (None, own):
         allowed = (

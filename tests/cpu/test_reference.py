@@ -119,6 +119,12 @@ def test_unsigned_lengths_do_not_wrap() -> None:
     assert [int(np.count_nonzero(row >= 0)) for row in found] == [50, 50, 7]
 
 
+@pytest.mark.parametrize("swapped", [">f4", ">f2"])
+def test_bytes_in_another_order_are_refused_not_misread(swapped: str) -> None:
+    with pytest.raises(InvalidArgument, match="logits: "):
+        topk_reference(np.zeros((2, 9), swapped), 3)
+
+
 def test_as_many_rows_are_reported_as_asked_for() -> None:
     x = make("normal", 12, 30)
     wrong = np.full((12, 5), -1, np.int32)
