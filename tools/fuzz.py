@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+import drvtopk
 from drvtopk.errors import PlanError
 from drvtopk.plan import Plan
 from tests.cases import Case, draw
@@ -53,12 +54,10 @@ def kinds_for(number: int, on: str) -> int:
 
 
 def on_gpu() -> Runner:
-    """Runs cases on this process's device."""
-    import drvtopk
+    """Runs cases in the current context."""
     from drvtopk.engine import current_engine
     from tests.gpu.support import Gpu
 
-    contextlib.ExitStack().enter_context(drvtopk.primary_context())
     gpu = Gpu(current_engine())
     gpu.leftovers = False  # those of another case would not come back with this one
 
@@ -132,6 +131,9 @@ def work(pipe: Connection, on: str, seed: int, first: int, step: int, until: flo
     counts: Counter[str] = Counter()
     number = first
     try:
+        held = contextlib.ExitStack()  # by a name: a context manager that nobody refers to is left at once
+        if on == "gpu":
+            held.enter_context(drvtopk.primary_context())
         run = on_gpu() if on == "gpu" else on_cpu()
         while time.monotonic() < until or number == first:
             pipe.send(number)
@@ -255,12 +257,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} must not be negative")
     if asked.jobs is not None and asked.jobs < 1:
         parser.error("--jobs must be at least 1")
-    if asked.on == "gpu":
-        import drvtopk
-
-        if not drvtopk.devices():
-            print("fuzz: error: no GPU: nothing was run; --on cpu needs none", file=sys.stderr)
-            return 2
+    if asked.on == "gpu" and not drvtopk.devices():
+        print("fuzz: error: no GPU: nothing was run; --on cpu needs none", file=sys.stderr)
+        return 2
     seed = int(time.time()) if asked.seed is None else asked.seed
     print(f"seed {seed}", flush=True)
     patience = PATIENCE[asked.on] if asked.patience is None else asked.patience

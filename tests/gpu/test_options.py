@@ -334,12 +334,14 @@ def test_device_arrays_in_and_out(gpu: Gpu) -> None:
     x = narrowed(make("normal", 4, 3000), "bfloat16")
     logits = OnDevice(gpu, x, "<V2")
     out = OnDevice(gpu, np.full((4, 512), 7, np.int64))
-    found = drvtopk.topk(logits, 512, out=out, values=True, order="value")
-    options = replace(WORDS, index_dtype="int64")
+    found = drvtopk.topk(logits, 512, out=out, values=True, order="value", tie_break="smallest")
+    options = replace(WORDS, index_dtype="int64", tie_break="smallest")
     assert found.indices is out
     assert faults(x, 512, None, out.numpy(), options=options, values=found.values.numpy()) == []
     words = OnDevice(gpu, x)
-    again = drvtopk.topk(words, 512, index_dtype="int64", dtype="bfloat16", order="value", values=True)
+    again = drvtopk.topk(
+        words, 512, index_dtype="int64", dtype="bfloat16", order="value", tie_break="smallest", values=True
+    )
     assert np.array_equal(again.indices.numpy(), out.numpy())
     prepared = drvtopk.prepare(rows=4, width=3000, k=512, dtype="bfloat16", values=True, deterministic=True)
     indices, values = OnDevice(gpu, np.zeros((4, 512), np.int32)), OnDevice(gpu, np.zeros((4, 512), np.uint16))

@@ -30,11 +30,11 @@ constexpr std::size_t kStack = HARNESS_STACK;
 // What the runner sends, then: logits, lengths, row starts, page table, workspace (bytes as counted here).
 struct Request {
   u64 seed, logits_bytes, lengths_bytes, starts_bytes, table_bytes, out_bytes, values_bytes, workspace_bytes;
-  u64 logits_stride, out_stride, table_stride;
+  u64 logits_stride, out_stride, values_stride, table_stride;
   u32 offset, grid, slots, smem_bytes, rows, width, group, groups, chunk, candidates, cooperative;
-  u32 item_bytes, index_bytes, page_size, rows_per_table, vec;
+  u32 item_bytes, index_bytes, page_size, rows_per_table, vec, k;
 };
-static_assert(sizeof(Request) == 11 * 8 + 16 * 4, "the runner packs this");
+static_assert(sizeof(Request) == 12 * 8 + 17 * 4 + 4, "the runner packs this");
 
 struct Params {  // a kernel without options takes the first 80 bytes
   const unsigned char* logits;
@@ -113,10 +113,11 @@ std::vector<Block> slots;
 Block* block;  // the running one
 u32 self;      // the running thread of it
 Context scheduler;
-// What a launch gives back: each element may be written once, as a whole.
+// What a launch gives back: the first k elements of each row may be written once, as a whole.
 struct Output {
   const char* name;
   std::vector<unsigned char> bytes;
+  u64 stride;
   u32 item;
   std::vector<bool> written;
 };
@@ -239,6 +240,9 @@ void touch(const void* address, std::size_t bytes, Access access) {
       const std::size_t place = at / o.item;
       if (at % o.item || bytes != o.item)
         fail(kFault, "block %u thread %u writes %zu bytes at byte %zu of %s", block->index, self, bytes, at, o.name);
+      if (place % o.stride >= request.k)
+        fail(kFault, "block %u thread %u writes %s[%zu], which lies between two rows", block->index, self, o.name,
+             place);
       if (o.written[place])
         fail(kFault, "block %u thread %u writes %s[%zu], which was written before", block->index, self, o.name, place);
       o.written[place] = true;
@@ -474,11 +478,11 @@ int main() {
   const auto integers = [](const std::vector<unsigned char>& bytes) {
     return bytes.empty() ? nullptr : reinterpret_cast<const int*>(bytes.data());
   };
-  const auto output = [](const char* name, u64 bytes, u32 item) {
-    return Output{name, std::vector<unsigned char>(bytes, 0x7B), item, std::vector<bool>(bytes / item)};
+  const auto output = [](const char* name, u64 bytes, u64 stride, u32 item) {
+    return Output{name, std::vector<unsigned char>(bytes, 0x7B), stride, item, std::vector<bool>(bytes / item)};
   };
-  outputs[0] = output("out", request.out_bytes, request.index_bytes);
-  outputs[1] = output("values", request.values_bytes, request.item_bytes);
+  outputs[0] = output("out", request.out_bytes, request.out_stride, request.index_bytes);
+  outputs[1] = output("values", request.values_bytes, request.values_stride, request.item_bytes);
   params = {logits.data() + request.offset * request.item_bytes,
             integers(lengths),
             outputs[0].bytes.data(),
@@ -496,7 +500,7 @@ int main() {
             outputs[1].bytes.data(),
             integers(starts),
             integers(table),
-            request.out_stride,
+            request.values_stride,
             request.table_stride,
             request.page_size,
             request.rows_per_table};

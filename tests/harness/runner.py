@@ -109,6 +109,8 @@ def simulate(
     slots: int | None = None,
     seed: int = 0,
     offset: int = 0,
+    out_stride: int | None = None,
+    values_stride: int | None = None,
     sources: Mapping[str, bytes] | None = None,
     sanitize: bool = False,
     timeout: float = 60,
@@ -116,7 +118,8 @@ def simulate(
     """One launch of `plan` on logits (rows, width), its rows `plan.stride` apart, on a GPU of `slots` resident blocks.
 
     `workspace` (uint32, plan.workspace_bytes long; zeros unless given) is what the launch finds there. The same seed
-    makes the same run. Rows stand `offset` elements past an aligned address, with canaries between and before them.
+    makes the same run. Rows stand `offset` elements past an aligned address, with canaries between and before them;
+    those of the output are `out_stride` elements apart (k unless given), and those of the values `values_stride`.
     """
     rows, width = logits.shape
     if not rows:
@@ -127,23 +130,29 @@ def simulate(
     for row in range(rows):
         flat[offset + row * plan.stride :][:width] = logits[row].view(flat.dtype)
     integers = [b"" if a is None else np.ascontiguousarray(a, np.int32).tobytes() for a in (lengths, row_starts)]
-    table = b"" if page_table is None else np.ascontiguousarray(page_table, np.int32).tobytes()
+    table = _NOTHING
+    if page_table is not None:  # a column more than there are pages, so that its stride counts
+        table = np.pad(np.asarray(page_table, np.int32), ((0, 0), (0, 1)), constant_values=-7)
+    out_stride = plan.k if out_stride is None else out_stride
+    values_stride = plan.k if values_stride is None else values_stride
     index_bytes = INDEX_DTYPES[options.index_dtype]
-    values_bytes = rows * plan.k * options.item_bytes if options.values else 0
+    out_bytes = rows * out_stride * index_bytes
+    values_bytes = rows * values_stride * options.item_bytes if options.values else 0
     if workspace is None:
         workspace = np.zeros(plan.workspace_bytes // 4, np.uint32)
     header = struct.pack(
-        "<11Q16I",
+        "<12Q17I4x",
         seed,
         flat.nbytes,
         *map(len, integers),
-        len(table),
-        index_bytes * rows * plan.k,
+        table.nbytes,
+        out_bytes,
         values_bytes,
         plan.workspace_bytes,
         plan.stride,
-        plan.k,
-        0 if page_table is None else page_table.shape[1],
+        out_stride,
+        values_stride,
+        table.shape[1],
         offset,
         plan.grid,
         plan.resident_cap if slots is None else slots,
@@ -160,8 +169,9 @@ def simulate(
         page_size,
         1 if page_table is None else rows // len(page_table),
         plan.vec_size,
+        plan.k,
     )
-    body = [flat.tobytes(), *integers, table, workspace.tobytes()]
+    body = [flat.tobytes(), *integers, table.tobytes(), workspace.tobytes()]
     program = build(plan.variant, sources=sources, sanitize=sanitize)
     try:
         done = subprocess.run([program], input=b"".join([header, *body]), capture_output=True, timeout=timeout)
@@ -169,12 +179,12 @@ def simulate(
         return Run(status="timeout", out=_NOTHING, values=_NOTHING, workspace=np.empty(0, np.uint32), report="")
     status = _STATUS.get(done.returncode, "crash")
     found = done.stdout if status == "done" else b""
-    first = rows * plan.k * index_bytes
+    upto = out_bytes + values_bytes
     return Run(
         status=status,
-        out=np.frombuffer(found[:first], options.index_dtype).reshape(-1, plan.k),
-        values=np.frombuffer(found[first : first + values_bytes], flat.dtype).reshape(-1, plan.k),
-        workspace=np.frombuffer(found[first + values_bytes :], np.uint32),
+        out=np.frombuffer(found[:out_bytes], options.index_dtype).reshape(-1, out_stride)[:, : plan.k],
+        values=np.frombuffer(found[out_bytes:upto], flat.dtype).reshape(-1, values_stride)[:, : plan.k],
+        workspace=np.frombuffer(found[upto:], np.uint32),
         report=_named(done.stderr.decode(errors="replace").strip(), plan),
     )
 
