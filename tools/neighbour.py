@@ -22,8 +22,8 @@ import numpy as np
 import drvtopk
 from drvtopk.engine import Engine, Prepared, current_engine
 from drvtopk.plan import Problem
-from tools.bench import Clock
 from tools.provenance import provenance
+from tools.timing import Clock
 
 BYTES = 64 << 20
 WAVES = 16  # blocks an SM: small enough that the neighbour shares SMs instead of waiting for a second wave

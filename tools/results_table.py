@@ -1,4 +1,4 @@
-"""Writes README's table of results from tools/results/*.jsonl, between its two markers.
+"""Writes README's tables of results from tools/results/*.jsonl, between its two markers.
 
 python tools/results_table.py            # rewrite
 python tools/results_table.py --check    # exit code 1 if README is not what the data says
@@ -7,48 +7,80 @@ python tools/results_table.py --check    # exit code 1 if README is not what the
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import lines, yardstick
+from tools.cells import FULL_ROWS
+from tools.timing import DRIFT, drift
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SHOWN_K = 1024
 
+Lines = Sequence[dict[str, Any]]
+
 
 def load(name: str) -> list[dict[str, Any]]:
     """The lines of one file of results; none if it was never measured."""
     file = ROOT / "tools" / "results" / name
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return lines.read(file) if file.exists() else []
 
 
-def table(cells: Sequence[dict[str, Any]]) -> str:
+def planned(measured: Lines) -> list[dict[str, Any]]:
+    """The cells that the planner's own choice was timed at."""
+    return [line for line in measured if line["kind"] == "cell" and line["planned"]]
+
+
+def table(measured: Lines) -> str:
     """The planned route's times for k 1024 and normal values: rows down, lengths across, and their command."""
-    shown = [c for c in cells if c["k"] == SHOWN_K and c["input"] == "normal" and c["planned"]]
+    cells = planned(measured)
+    shown = [c for c in cells if lines.in_full_grid(c) and c["k"] == SHOWN_K and not c["pdl"]]
     if not shown:
         return "not measured yet"
     about = shown[0]
     rows = sorted({c["rows"] for c in shown})
     lengths = sorted({c["len"] for c in shown})
-    at = {(c["rows"], c["len"]): f"{c['us']:.1f} ({c['us'] / c['floor_us']:.1f}x)" for c in shown}
-    lines = [
+    at = {(c["rows"], c["len"]): _time_and_speed(c) for c in shown}
+    head = [
         f"{about['gpu']}, driver {about['driver']}, {about['date']}, drvtopk {about['drvtopk']}; k {SHOWN_K},",
-        "normal values, float32, the planned route, L2 cold. Microseconds a launch and, in brackets, that over the",
-        f"time to read the same bytes once. Command: `{about['command']}`",
+        "normal values, float32, the planned route, L2 cold. Microseconds a launch",
+    ]
+    if yardstick.comparable(about["gpu"]):
+        head[-1] += " and, in brackets, how many times as"
+        head += [
+            "fast that is as the fastest of the other libraries at that cell",
+            f"([their times](tools/results/peers.json), {yardstick.data()['date']}; below 1: slower).",
+        ]
+    else:
+        head[-1] += "."
+    commands = dict.fromkeys(f"`{c['command']}`" for c in cells)
+    found = [
+        *head,
+        f"Command: {', '.join(commands)}",
         *_drift(shown),
         "",
         "| rows | " + " | ".join(f"{n:,}" for n in lengths) + " |",
         "|---:|" + "---:|" * len(lengths),
     ]
-    lines += [f"| {r} | " + " | ".join(at.get((r, n), "") for n in lengths) + " |" for r in rows]
-    return "\n".join(lines)
+    found += [f"| {r} | " + " | ".join(at.get((r, n), "") for n in lengths) + " |" for r in rows]
+    return "\n".join(found)
 
 
-def _drift(cells: Sequence[dict[str, Any]]) -> list[str]:
+def _time_and_speed(cell: dict[str, Any]) -> str:
+    yard = yardstick.at(cell) if yardstick.comparable(cell["gpu"]) else None
+    return f"{cell['us']:.1f}" + (f" ({yard.best.us / cell['us']:.2f}x)" if yard is not None else "")
+
+
+def _drift(cells: Lines) -> list[str]:
     """The caveat that the data itself carries: how steady one fixed read was over the cells."""
-    control = [c["control_us"] for c in cells if "control_us" in c]
-    if not control or max(control) <= 1.05 * min(control):
+    control = [c["control_us"] for c in cells]
+    if drift(control) <= DRIFT:
         return []
     return [
         "",
@@ -57,11 +89,114 @@ def _drift(cells: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def neighbour_table(lines: Sequence[dict[str, Any]]) -> str:
-    """What a reading neighbour loses beside back-to-back selections, by budget of SMs."""
-    if not lines:
+def kind_of(cell: dict[str, Any]) -> tuple[int, str]:
+    """Which line of the summary a cell belongs to: (place, name)."""
+    k = f"k {cell['k']}"
+    if cell["pdl"]:
+        return 6, f"{k}, programmatic dependent launch"
+    if cell["dtype"] != "float32":
+        return 5, f"{k}, {cell['dtype']}"
+    if cell["input"] != "normal":
+        return 7, ""  # has a table of its own
+    if cell["lengths"] != "full":
+        return 4, f"{k}, rows of different lengths"
+    if cell["rows"] > FULL_ROWS[-1]:
+        return 3, f"{k}, more than {FULL_ROWS[-1]} rows"
+    if lines.in_full_grid(cell):
+        return 1, k
+    return 2, f"{k}, other lengths and alignments"
+
+
+def summary_table(measured: Lines) -> str:
+    """Geometric means of the planned cells, by kind."""
+    kinds: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    for cell in planned(measured):
+        place, name = kind_of(cell)
+        if name:
+            kinds.setdefault((place, cell["k"], name), []).append(cell)
+    if not kinds:
         return ""
-    about = lines[0]
+    found = [
+        "",
+        "Geometric means: how many times as fast as the fastest other library at each cell, as the fastest of those",
+        "that were right for every input tried, and the time over the time to read the same bytes once.",
+        "",
+        "| cells | number | over the fastest | over the fastest exact | over one read | slower than the fastest in |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (_, _, name), cells in sorted(kinds.items()):
+        means = yardstick.summary(cells)
+        assert means is not None  # a type fact: each kind has a cell
+        comparable = means.compared and yardstick.comparable(cells[0]["gpu"])
+        over = [_times(means.over_best), _times(means.over_exact)] if comparable else ["", ""]
+        slower = f"{means.slower} of {means.compared}" if comparable else ""
+        found.append(f"| {name} | {means.cells} | {over[0]} | {over[1]} | {_times(means.over_floor)} | {slower} |")
+    return "\n".join(found)
+
+
+def _times(ratio: float) -> str:
+    return "" if math.isnan(ratio) else f"{ratio:.2f}x"
+
+
+def adversarial_table(measured: Lines) -> str:
+    """How much slower the other inputs of a shape are than normal values."""
+    cells = [c for c in planned(measured) if c["dtype"] == "float32" and c["lengths"] == "full" and not c["pdl"]]
+    shapes: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
+    for cell in cells:
+        shapes.setdefault((cell["rows"], cell["len"], cell["k"]), {})[cell["input"]] = cell
+    found = []
+    for (rows, length, k), inputs in sorted(shapes.items()):
+        normal = inputs.pop("normal", None)
+        if normal is None or not inputs:
+            continue
+        worst = max(inputs, key=lambda name: inputs[name]["us"])
+        mean = yardstick.geometric_mean([c["us"] / normal["us"] for c in inputs.values()])
+        found.append(
+            f"| {rows} x {length:,}, k {k} | {normal['us']:.1f} | {len(inputs)} | {mean:.2f}x | "
+            f"{worst}: {inputs[worst]['us']:.1f} ({inputs[worst]['us'] / normal['us']:.2f}x) |"
+        )
+    if not found:
+        return ""
+    head = "| | normal values, us | other inputs | their time over that, geometric mean | the slowest of them, us |"
+    return "\n".join(
+        [
+            "",
+            "[Inputs that break kernels of this family](tests/inputs.py):",
+            "",
+            head,
+            "|---|---:|---:|---:|---|",
+            *found,
+        ]
+    )
+
+
+def host_table(measured: Lines) -> str:
+    """What a prepared call costs the host."""
+    costs = [line for line in measured if line["kind"] == "host"]
+    if not costs:
+        return ""
+    libraries = [line for line in costs if "torch_us" in line]
+    beside = f" | torch {libraries[0]['torch']} topk" if libraries else ""
+    found = [
+        "",
+        "What a prepared call costs the host, microseconds:",
+        "",
+        f"| | prepared call | the driver call in it{beside} |",
+        "|---|---:|---:|" + "---:|" * bool(libraries),
+    ]
+    for line in costs:
+        pdl = ", programmatic dependent launch" if line["pdl"] else ""
+        what = f"{line['rows']} x {line['len']:,}, {lines.spelled(line)}{pdl}"
+        beside = f" {line['torch_us']:.2f} |" if "torch_us" in line else " |" * bool(libraries)
+        found.append(f"| {what} | {line['us']:.2f} | {line['bare_us']:.2f} |{beside}")
+    return "\n".join(found)
+
+
+def neighbour_table(measured: Lines) -> str:
+    """What a reading neighbour loses beside back-to-back selections, by budget of SMs."""
+    if not measured:
+        return ""
+    about = measured[0]
     shown = [
         "",
         f"Beside a neighbour that reads 64 MiB in {about['alone_us']:.1f} us alone ({about['gpu']}, driver",
@@ -69,22 +204,30 @@ def neighbour_table(lines: Sequence[dict[str, Any]]) -> str:
         "to back on another stream):",
         f"the neighbour's time over its time alone. Command: `{about['command']}`",
         "",
-        "| route | " + " | ".join("no budget" if b is None else f"{b} SMs" for b in _budgets(lines)) + " |",
-        "|---|" + "---:|" * len(_budgets(lines)),
+        "| route | " + " | ".join("no budget" if b is None else f"{b} SMs" for b in _budgets(measured)) + " |",
+        "|---|" + "---:|" * len(_budgets(measured)),
     ]
-    for route in dict.fromkeys(line["route"] for line in lines):
-        cells = [f"{line['ratio']:.2f}x ({line['grid']} blocks)" for line in lines if line["route"] == route]
+    for route in dict.fromkeys(line["route"] for line in measured):
+        cells = [f"{line['ratio']:.2f}x ({line['grid']} blocks)" for line in measured if line["route"] == route]
         shown.append(f"| {route} | " + " | ".join(cells) + " |")
     return "\n".join(shown)
 
 
-def _budgets(lines: Sequence[dict[str, Any]]) -> list[int | None]:
-    return list(dict.fromkeys(line["sm_budget"] for line in lines))
+def _budgets(measured: Lines) -> list[int | None]:
+    return list(dict.fromkeys(line["sm_budget"] for line in measured))
 
 
 def content() -> str:
     """Everything between the markers."""
-    return "\n".join(part for part in (table(load("h200.jsonl")), neighbour_table(load("neighbour.jsonl"))) if part)
+    measured = load("h200.jsonl")
+    parts = (
+        table(measured),
+        summary_table(measured),
+        adversarial_table(measured),
+        host_table(measured),
+        neighbour_table(load("neighbour.jsonl")),
+    )
+    return "\n".join(part for part in parts if part)
 
 
 def rewritten(readme: str) -> str:

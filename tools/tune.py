@@ -1,0 +1,125 @@
+"""Writes drvtopk/measured.json, from which the planner chooses routes: measured times by GPU, route, rows and length.
+
+    python tools/bench.py --grid tune --out tools/results/routes.jsonl
+    python tools/tune.py tools/results/routes.jsonl
+
+Reads the cells of k 1024, normal float32 values, whole aligned rows, without programmatic dependent launch; of a cell
+that was measured several times, the median. Says which route is the fastest where, and by how much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from drvtopk.spec import KNOWN_DEVICES
+from tools.lines import is_plain, read, spelled
+from tools.timing import DRIFT, drift
+
+MEASURED = Path(__file__).resolve().parent.parent / "drvtopk" / "measured.json"
+K = 1024
+PROVENANCE = ("command", "date", "driver", "drvtopk", "gpu", "nvrtc")
+
+Times = dict[str, dict[int, dict[int, float]]]  # route, rows, length -> microseconds
+
+
+def wanted(line: Mapping[str, Any]) -> bool:
+    return line["kind"] == "cell" and line["k"] == K and is_plain(line) and not line["pdl"]
+
+
+def times(lines: Sequence[Mapping[str, Any]]) -> Times:
+    """Microseconds by route, rows and length, each sorted."""
+    several: dict[tuple[str, int, int], list[float]] = {}
+    for line in lines:
+        several.setdefault((spelled(line), line["rows"], line["len"]), []).append(line["us"])
+    found: Times = {}
+    for (route, rows, length), us in sorted(several.items(), key=lambda item: (_order(item[0][0]), *item[0][1:])):
+        found.setdefault(route, {}).setdefault(rows, {})[length] = round(statistics.median(us), 3)
+    return found
+
+
+def _order(route: str) -> tuple[str, int]:
+    name, _, group = route.partition(":")
+    return name, int(group or 0)
+
+
+def device(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One GPU's entry: its names (the driver's, and the planner's where it knows the GPU), SMs, provenance, times."""
+    gpu = lines[0]["gpu"]
+    known = [name for name in KNOWN_DEVICES if name == gpu.split()[-1].lower()]
+    sms = {line["sms"] for line in lines}
+    if len(sms) != 1:
+        raise ValueError(f"{gpu}: times with {sorted(sms)} SMs do not belong together")
+    said = {name: "; ".join(dict.fromkeys(str(line[name]) for line in lines)) for name in PROVENANCE}
+    return {"names": [gpu, *known], "sms": sms.pop(), "provenance": said, "times": times(lines)}
+
+
+def spelled_out(devices: Sequence[Mapping[str, Any]]) -> str:
+    """JSON with one line for each route and rows, so that a changed time is a line in a diff."""
+    entries = []
+    for entry in devices:
+        routes = []
+        for route, by_rows in entry["times"].items():
+            rows = [
+                f"    {json.dumps(str(r))}: {json.dumps({str(n): us for n, us in of.items()})}"
+                for r, of in by_rows.items()
+            ]
+            routes.append(f"   {json.dumps(route)}: {{\n" + ",\n".join(rows) + "\n   }")
+        head = [
+            f"  {json.dumps(name)}: {json.dumps(entry[name], sort_keys=True)}"
+            for name in ("names", "provenance", "sms")
+        ]
+        entries.append(" {\n" + ",\n".join([*head, '  "times": {\n' + ",\n".join(routes) + "\n  }"]) + "\n }")
+    return '{"devices": [\n' + ",\n".join(entries) + "\n]}\n"
+
+
+def fastest(found: Times) -> list[str]:
+    """A table: rows down, lengths across, the fastest route and how much slower the next one is."""
+    at: dict[int, dict[int, list[tuple[float, str]]]] = {}
+    for route, by_rows in found.items():
+        for rows, by_length in by_rows.items():
+            for length, us in by_length.items():
+                at.setdefault(rows, {}).setdefault(length, []).append((us, route))
+    lengths = sorted({length for by_length in at.values() for length in by_length})
+    said = [f"{'rows':>5} " + " ".join(f"{length:>21}" for length in lengths)]
+    for rows in sorted(at):
+        cells = []
+        for length in lengths:
+            ranked = sorted(at[rows].get(length, []))
+            ahead = f" -{1 - ranked[0][0] / ranked[1][0]:.0%}" if len(ranked) > 1 else ""
+            cells.append(f"{ranked[0][1]}{ahead}" if ranked else "")
+        said.append(f"{rows:>5} " + " ".join(f"{cell:>21}" for cell in cells))
+    return said
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="JSON lines of tools/bench.py")
+    parser.add_argument("--out", type=Path, default=MEASURED)
+    asked = parser.parse_args(argv)
+    by_gpu: dict[str, list[Mapping[str, Any]]] = {}
+    for path in asked.results:
+        for line in read(path):
+            if wanted(line):
+                by_gpu.setdefault(line["gpu"], []).append(line)
+    if not by_gpu:
+        parser.error(f"no line of {', '.join(map(str, asked.results))} is of k {K} and plain")
+    devices = [device(by_gpu[gpu]) for gpu in sorted(by_gpu)]
+    asked.out.write_text(spelled_out(devices))
+    for entry in devices:
+        print(f"{entry['names'][0]}, {entry['provenance']['date']}", *fastest(entry["times"]), sep="\n")
+        apart = drift([line["control_us"] for line in by_gpu[entry["names"][0]]])
+        if apart > DRIFT:
+            print(f"NOT COMPARABLE: the control read took {apart:.0%} longer in some cells than in others")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
