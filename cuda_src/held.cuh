@@ -1,7 +1,8 @@
 // A stretch of a row that one block holds in shared memory as keys, so that memory is read once however many rounds it
-// takes to decide. Called by row_alone.cuh (whole short rows) and row_group.cuh (a chunk of a long one).
-// No barrier inside: the callers' own stand between these steps.
+// takes to decide. Called by row_alone.cuh (whole short rows), row_pass.cuh and row_cluster.cuh (what reaches a pivot) and
+// row_group.cuh (a chunk of a long row). What selects a row has barriers inside; of the other steps none has.
 #pragma once
+#include "finish.cuh"
 #include "loads.cuh"
 #include "rank.cuh"
 
@@ -44,101 +45,118 @@ __device__ __forceinline__ void stage_held(const u32* keys, u32 held, u32 k, con
 // What a held key is: a member, a candidate for the last places, or neither. Sums of up to 65535 fit beside each other.
 constexpr u32 kMember = 1u << 16, kCandidate = 1;
 
-// Stages k members of the held keys: all that are kMember, and of the kCandidate ones, s.count of them and at most kRanked,
-// the best s.need. `kind(i)` of held key i. Before: the bins are read no more; tie_count is zero. After: a barrier.
-template <class Kind, class IndexOf>
-__device__ __forceinline__ void stage_ranked(const u32* keys, u32 held, u32 k, u32* bins, int* staged, Scratch& s,
-                                             Kind kind, IndexOf index_of) {
-  constexpr u32 kBatch = 4;
-  u32* const candidate_keys = bins;
-  u32* const candidate_indices = bins + kRanked;
-  const u32 lane = threadIdx.x % 32;
+// Where the candidates for the last places wait to be ranked: in the bins, which have been read by then.
+struct Candidates {
+  u32* keys;
+  u32* indices;
+
+  __device__ __forceinline__ explicit Candidates(u32* bins) : keys(bins), indices(bins + kRanked) {}
+};
+
+// The row's output: staged members, then of the s.count candidates the best s.need.
+// Before: tie_count was zero when they were staged; a barrier since.
+template <int K>
+__device__ __forceinline__ void finish_ranked(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
+  const Candidates candidates(sh.bins);
+  const Out to = out_of(p, r);
+  const u32 need = sh.scratch.need, first = K - need;
+  if constexpr (kSorts) {
+    rank_candidates(candidates.keys, candidates.indices, sh.scratch.count, need,
+                    [&](u32 place, u32 index) { sh.staged[first + place] = static_cast<int>(index); });
+    __syncthreads();
+    finish(row, K, out_of(p, r), sh);
+  } else {
 #pragma unroll 1
-  for (u32 base = 0; base < held; base += kBatch * kThreads) {
-    // A prefix sum over the warp and one atomic for all of a batch: votes and counts of bits are slower.
-    u32 kinds[kBatch], mine = 0;
-#pragma unroll
-    for (u32 d = 0; d < kBatch; ++d) {
-      const u32 i = base + d * kThreads + threadIdx.x;
-      kinds[d] = i < held ? kind(i) : 0;
-      mine += kinds[d];
-    }
-    u32 sum = mine;
-#pragma unroll
-    for (u32 d = 1; d < 32; d *= 2) {
-      const u32 left = __shfl_up_sync(0xffffffffu, sum, d);
-      if (lane >= d) sum += left;
-    }
-    u32 place = 0;
-    if (lane == 31 && sum) place = atomicAdd(&s.tie_count, sum);
-    place = __shfl_sync(0xffffffffu, place, 31) + sum - mine;
-#pragma unroll
-    for (u32 d = 0; d < kBatch; ++d) {
-      const u32 i = base + d * kThreads + threadIdx.x;
-      if (kinds[d] == kMember) staged[place >> 16] = static_cast<int>(index_of(i));
-      if (kinds[d] == kCandidate) {
-        candidate_keys[place & 0xffffu] = keys[i];
-        candidate_indices[place & 0xffffu] = index_of(i);
-      }
-      place += kinds[d];
-    }
+    for (u32 i = threadIdx.x; i < first; i += kThreads) to.put(row, i, static_cast<u32>(sh.staged[i]));
+    rank_candidates(candidates.keys, candidates.indices, sh.scratch.count, need,
+                    [&](u32 place, u32 index) { to.put(row, first + place, index); });
+    __syncthreads();  // before the next row's bins
   }
-  __syncthreads();
-  const u32 first = k - s.need;
-  rank_candidates(candidate_keys, candidate_indices, s.count, s.need,
-                  [&](u32 place, u32 index) { staged[first + place] = static_cast<int>(index); });
-  __syncthreads();
 }
 
-// Stages k of the held keys by radix digits; they belong to a row of n elements.
-// Before: the bins are cleared, above_count and tie_count are zero; a barrier since. After: a barrier.
-template <class IndexOf>
-__device__ __forceinline__ void stage_by_digits(const u32* keys, u32 held, u32 k, u32 n, u32* bins, int* staged,
-                                                Scratch& s, IndexOf index_of) {
+// The row's output from held keys, by radix digits.
+// Before: the bins are cleared, above_count and tie_count are zero; a barrier since.
+template <int K, class IndexOf>
+__device__ __forceinline__ void select_by_digits(const Row& row, const u32* keys, u32 held, const Params& p, u32 r,
+                                                 Shared<K>& sh, IndexOf index_of) {
+  Scratch& s = sh.scratch;
 #pragma unroll 1
-  for (u32 i = threadIdx.x; i < held; i += kThreads) atomicAdd(&bins[opening_digit(keys[i])], 1u);
+  for (u32 i = threadIdx.x; i < held; i += kThreads) atomicAdd(&sh.bins[opening_digit(keys[i])], 1u);
   __syncthreads();
-  find_bin(bins, k, s);
-  Threshold t(s.digit, n);
+  find_bin(sh.bins, K, s);
+  Threshold t(s.digit, row.n);
 #pragma unroll 1
   while (!t.decided(s)) {
-    clear_bins(bins);
+    clear_bins(sh.bins);
     __syncthreads();
-    count_tied(keys, held, t, bins, index_of);
+    count_tied(keys, held, t, sh.bins, index_of);
     __syncthreads();
-    find_bin(bins, s.need, s);
+    find_bin(sh.bins, s.need, s);
     t.refine(s);
   }
-  stage_held(keys, held, k, t, staged, s, index_of);
+  stage_held(keys, held, K, t, sh.staged, s, index_of);
   __syncthreads();
+  finish(row, K, out_of(p, r), sh);
 }
 
-// Stages k of the held keys, which lie between s.low and s.high (some may lie above): nearly always one histogram leaves a
-// handful to rank. Before: the bins are cleared, above_count and tie_count are zero; a barrier since. After: a barrier.
-template <class IndexOf>
-__device__ __forceinline__ void stage_best(const u32* keys, u32 held, u32 k, u32 n, u32* bins, int* staged, Scratch& s,
-                                           IndexOf index_of) {
-  const Spread spread(s.low, s.high);
+// Counts keys by `spread`. Several are under way at once: without branches the loads stay together.
+__device__ __forceinline__ void count_spread(const u32* keys, u32 held, const Spread& spread, u32* bins) {
+  constexpr u32 kBatch = 4;
+#pragma unroll 1
+  for (u32 base = 0; base < held; base += kBatch * kThreads) {
+    u32 own[kBatch];
+#pragma unroll
+    for (u32 d = 0; d < kBatch; ++d) own[d] = spread.bin(keys[min(base + d * kThreads + threadIdx.x, held - 1)]);
+#pragma unroll
+    for (u32 d = 0; d < kBatch; ++d) {
+      if (base + d * kThreads + threadIdx.x < held) atomicAdd(&bins[own[d]], 1u);
+    }
+  }
+}
+
+// The row's output from held keys, none of them below the lower bound of `spread`.
+// Before: the bins are cleared, above_count and tie_count are zero; a barrier since.
+template <int K, class IndexOf>
+__device__ __forceinline__ void select_held(const Row& row, const u32* keys, u32 held, const Spread& spread,
+                                            const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {
+  constexpr u32 kBatch = 4;
   if (spread.usable()) {
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < held; i += kThreads) atomicAdd(&bins[spread.bin(keys[i])], 1u);
+    count_spread(keys, held, spread, sh.bins);
     __syncthreads();
-    find_bin(bins, k, s);
-    const u32 bin = s.digit;
-    if (s.count <= kRanked) {
-      stage_ranked(
-          keys, held, k, bins, staged, s,
-          [&](u32 i) {
-            const u32 own = spread.bin(keys[i]);
-            return own > bin ? kMember : own == bin ? kCandidate : 0u;
-          },
-          index_of);
+    find_bin(sh.bins, K, sh.scratch);
+    const u32 bin = sh.scratch.digit;
+    if (sh.scratch.count <= kRanked) {
+      const Candidates candidates(sh.bins);
+#pragma unroll 1
+      for (u32 base = 0; base < held; base += kBatch * kThreads) {
+        u32 kinds[kBatch], mine = 0;
+#pragma unroll
+        for (u32 d = 0; d < kBatch; ++d) {
+          const u32 i = base + d * kThreads + threadIdx.x;
+          const u32 own = spread.bin(keys[min(i, held - 1)]);
+          kinds[d] = i >= held ? 0u : own > bin ? kMember : own == bin ? kCandidate : 0u;
+          mine += kinds[d];
+        }
+        u32 place = warp_places(mine, &sh.scratch.tie_count);
+#pragma unroll
+        for (u32 d = 0; d < kBatch; ++d) {
+          const u32 i = min(base + d * kThreads + threadIdx.x, held - 1);
+          if (kinds[d] == kMember) sh.staged[place >> 16] = static_cast<int>(index_of(i));
+          if (kinds[d] == kCandidate) {
+            candidates.keys[place & 0xffffu] = keys[i];
+            candidates.indices[place & 0xffffu] = index_of(i);
+          }
+          place += kinds[d];
+        }
+      }
+      __syncthreads();
+      finish_ranked(row, p, r, sh);
       return;
     }
-    clear_bins(bins);
+    clear_bins(sh.bins);
     __syncthreads();
   }
-  stage_by_digits(keys, held, k, n, bins, staged, s, index_of);
+  select_by_digits(row, keys, held, p, r, sh, index_of);
 }
 
 // The smallest and the largest of all threads' keys into Scratch. Before: s.low is all ones and s.high zero.

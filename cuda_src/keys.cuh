@@ -61,13 +61,23 @@ class Reaches {
 class Spread {
  public:
   __device__ __forceinline__ Spread(u32 low, u32 high) : low_(value_of(bits_of(low))) {
-    scale_ = static_cast<float>(kBins - 1) / (value_of(bits_of(high)) - low_);
+    scale_ = __fdividef(static_cast<float>(kBins - 1), value_of(bits_of(high)) - low_);
   }
   // Not between NaN or infinities, nor where the two are one value.
   __device__ __forceinline__ bool usable() const { return kQuickValue && scale_ > 0.0f && scale_ < 1e38f; }
-  // The same order as the keys': a subtraction and a multiplication are monotonic however they are rounded.
-  __device__ __forceinline__ u32 bin(u32 key) const {
-    return static_cast<u32>(fminf((value_of(bits_of(key)) - low_) * scale_, static_cast<float>(kBins - 1)));
+  __device__ __forceinline__ u32 bin(u32 key) const { return bin_of(value_of(bits_of(key))); }
+  // The same order as the values': a subtraction and a fused multiply-add are monotonic however they are rounded. Floats
+  // from 2^23 on are the integers, so adding that leaves the bin in the lowest bits.
+  __device__ __forceinline__ u32 bin_of(float x) const {
+    constexpr float kIntegers = 8388608.0f;
+    const float at = fminf(fmaf(x - low_, scale_, kIntegers), kIntegers + static_cast<float>(kBins - 1));
+    return __float_as_uint(at) & (kBins - 1);
+  }
+
+  // The key of a value about where a bin begins.
+  __device__ __forceinline__ u32 edge(u32 bin) const {
+    const float x = low_ + __fdividef(static_cast<float>(bin), scale_) - __fdividef(0.5f, scale_);
+    return ordered_key(__float_as_uint(x) >> (kDtype == Dtype::kBfloat16 ? 16 : 0));
   }
 
  private:

@@ -1,6 +1,6 @@
 // One block walks a stretch of a row: f(key, index, valid) for every element, the widest loads that the plan allows.
-// Before: row.base + begin is aligned to Vec logits, unless rows begin anywhere (kRowStarts). Nothing at or past `end` is
-// read; before `begin` at most what lies in the same load. No shared memory, no barrier.
+// Before: row.base + begin is aligned to Vec logits, unless rows begin anywhere (kRowStarts). Nothing at or past `end`
+// is read; before `begin` at most what lies in the same load. No shared memory, no barrier.
 #pragma once
 #include "keys.cuh"
 
@@ -50,6 +50,15 @@ struct Loaded {
       words[0] = pack.x, words[1] = pack.y, words[2] = pack.z, words[3] = pack.w;
     }
   }
+  // Those from `begin` to before `end` only; the others are `fill`.
+  __device__ __forceinline__ void load_some(const Logit* from, int begin, int end, u32 fill) {
+    *this = Loaded{};
+#pragma unroll
+    for (int v = 0; v < Vec; ++v) {
+      const u32 bits = begin <= v && v < end ? __ldg(from + v) : fill;
+      words[v * sizeof(Logit) / 4] |= sizeof(Logit) == 4 ? bits : bits << v % 2 * 16;
+    }
+  }
   __device__ __forceinline__ u32 bits(int v) const {
     if constexpr (sizeof(Logit) == 4) return words[v];
     return v % 2 ? words[v / 2] >> 16 : words[v / 2] & 0xffffu;
@@ -70,11 +79,7 @@ __device__ __forceinline__ void for_each_key(const Row& row, u32 begin, u32 end,
     if (there == Vec) {
       pack.load(row.base + at);
     } else {
-#pragma unroll
-      for (int v = 0; v < Vec; ++v) {
-        const u32 bits = v < static_cast<int>(there) ? __ldg(row.base + at + v) : 0u;
-        pack.words[v * sizeof(Logit) / 4] |= sizeof(Logit) == 4 ? bits : bits << v % 2 * 16;
-      }
+      pack.load_some(row.base + at, 0, static_cast<int>(there), 0);
     }
 #pragma unroll
     for (int v = 0; v < Vec; ++v) {
@@ -84,7 +89,8 @@ __device__ __forceinline__ void for_each_key(const Row& row, u32 begin, u32 end,
   }
 }
 
-// f(key, index, valid) with `Deep` loads of each thread under way before the first is looked at. f may not use warp votes.
+// f(key, index, valid) with `Deep` loads of each thread under way before the first is looked at. f may not use warp
+// votes.
 template <int Vec, int Deep, class F>
 __device__ __forceinline__ void for_each_key_deep(const Row& row, u32 begin, u32 end, F f) {
   const u32 first = begin + row.lead(), last = end + row.lead();
@@ -109,28 +115,112 @@ __device__ __forceinline__ void for_each_key_deep(const Row& row, u32 begin, u32
   if (at < last) f(ordered_key(__ldg(row.base + at)), at - row.lead(), !kRowStarts || at >= first);
 }
 
-// f(key, index) for the elements whose key is at least `pivot`, which should be few; once enough(), only for those above
-// it. f may not use warp votes.
-template <int Vec, int Deep, class F, class Enough>
+// Places for `mine` things of each lane, from a counter in shared memory: one atomic a warp. All 32 lanes must call it.
+__device__ __forceinline__ u32 warp_places(u32 mine, u32* counter) {
+  const u32 lane = threadIdx.x % 32;
+  u32 sum = mine;
+#pragma unroll
+  for (u32 d = 1; d < 32; d *= 2) {
+    const u32 left = __shfl_up_sync(0xffffffffu, sum, d);
+    if (lane >= d) sum += left;
+  }
+  u32 place = 0;
+  if (lane == 31 && sum) place = atomicAdd(counter, sum);
+  return __shfl_sync(0xffffffffu, place, 31) + sum - mine;
+}
+
+// Loads of one thread that are under way at once.
+template <int Vec, u32 Deep>
+struct Batch {
+  Loaded<Vec> loaded[Deep];
+
+  // Loads `pack`, pack + kThreads, ... of a stretch of `packs` loads, at least one. Past the end the last load is made
+  // again: without a branch the loads stay together.
+  __device__ __forceinline__ void load(const Logit* from, u32 pack, u32 packs) {
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) loaded[d].load(from + static_cast<u64>(min(pack + d * kThreads, packs - 1)) * Vec);
+  }
+};
+
+// A stretch of a row as whole loads, and what is left.
+template <int Vec>
+struct Stretch {
+  u32 first, last, base, packs;  // positions from row.base
+  const Logit* from;
+
+  __device__ __forceinline__ Stretch(const Row& row, u32 begin, u32 end)
+      : first(begin + row.lead()),
+        last(end + row.lead()),
+        base(kRowStarts ? first / Vec * Vec : first),
+        packs((last - base) / Vec),
+        from(row.base + base) {}
+};
+
+// The first loads of a stretch, made before it is known what they are for; none is made again.
+template <int Vec, u32 Deep>
+__device__ __forceinline__ void load_ahead(const Row& row, u32 begin, u32 end, Batch<Vec, Deep>& batch) {
+  const Stretch<Vec> stretch(row, begin, end);
+#pragma unroll
+  for (u32 d = 0; d < Deep; ++d) {
+    const u32 pack = threadIdx.x + d * kThreads;
+    batch.loaded[d] = {};  // or the compiler keeps what an earlier row left there
+    if (pack < stretch.packs) batch.loaded[d].load(stretch.from + static_cast<u64>(pack) * Vec);
+  }
+}
+
+// Queues the loads in which something is at least `value`, which should be few: their numbers, from base on, as many as there
+// is room for; all are counted. Not those elements that fill no load. Whole warps call it: places are taken a warp at a time, so that
+// nothing waits in the loop but for memory.
+template <int Vec, u32 Deep>
+__device__ __forceinline__ void queue_reaching(const Stretch<Vec>& stretch, float value, u32* queue, u32 room,
+                                               u32* counter) {
+  const u32 lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (u32 begin = threadIdx.x - lane; begin < stretch.packs; begin += Deep * kThreads) {
+    const u32 pack = begin + lane;
+    Batch<Vec, Deep> batch;
+    batch.load(stretch.from, pack, stretch.packs);
+    u32 some = 0;
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) {
+      bool one = false;
+#pragma unroll
+      for (int v = 0; v < Vec; ++v) {
+        const float x = value_of(batch.loaded[d].bits(v));
+        one |= kNanHighest ? !(x < value) : x >= value;
+      }
+      some |= one && pack + d * kThreads < stretch.packs ? 1u << d : 0u;
+    }
+    if (!__ballot_sync(0xffffffffu, some != 0)) continue;
+    u32 place = warp_places(__popc(some), counter);
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) {
+      if (some >> d & 1) {
+        if (place < room) queue[place] = pack + d * kThreads;
+        ++place;
+      }
+    }
+  }
+}
+
+// f(key, index) for the elements whose key is at least `pivot`, which should be few; once enough(), only for those
+// above it. f may not use warp votes. `Ahead`: the first loads are in `batch` already (load_ahead).
+template <int Vec, u32 Deep, class F, class Enough>
 __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32 end, u32 pivot, F f, Enough enough) {
-  const u32 first = begin + row.lead(), last = end + row.lead();
-  const u32 base = kRowStarts ? first / Vec * Vec : first, packs = (last - base) / Vec;
-  const Logit* const from = row.base + base;
+  const Stretch<Vec> stretch(row, begin, end);
   constexpr u32 kMostKey = 0xffffffffu >> (32 - kKeyBits);
   Reaches reaches(pivot);
   bool raised = false;
   const auto look = [&](u32 bits, u32 at) {
     if (reaches(bits)) {
       const u32 key = ordered_key(bits);
-      if (key >= pivot && (!kRowStarts || at >= first)) f(key, at - row.lead());
+      if (key >= pivot && (!kRowStarts || at >= stretch.first)) f(key, at - row.lead());
     }
   };
 #pragma unroll 1
-  for (u32 pack = threadIdx.x; pack < packs; pack += Deep * kThreads) {
-    Loaded<Vec> loaded[Deep];
-    // Past the end the last load is made again: without a branch the loads stay together.
-#pragma unroll
-    for (u32 d = 0; d < Deep; ++d) loaded[d].load(from + static_cast<u64>(min(pack + d * kThreads, packs - 1)) * Vec);
+  for (u32 pack = threadIdx.x; pack < stretch.packs; pack += Deep * kThreads) {
+    Batch<Vec, Deep> batch;
+    batch.load(stretch.from, pack, stretch.packs);
     if (!raised && pivot != kMostKey && enough()) {
       raised = true;
       reaches = Reaches(++pivot);
@@ -140,7 +230,7 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
     for (u32 d = 0; d < Deep; ++d) {
       bool one = false;
 #pragma unroll
-      for (int v = 0; v < Vec; ++v) one |= reaches(loaded[d].bits(v));
+      for (int v = 0; v < Vec; ++v) one |= reaches(batch.loaded[d].bits(v));
       some |= one ? 1u << d : 0u;
     }
     // They are few, and still in a cache: made again, they need no choice among registers.
@@ -149,14 +239,14 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
       const u32 d = 31 - __clz(some);
       some ^= 1u << d;
       const u32 which = pack + d * kThreads;
-      if (which < packs) {
+      if (which < stretch.packs) {
         Loaded<Vec> again;
-        again.load(from + static_cast<u64>(which) * Vec);
+        again.load(stretch.from + static_cast<u64>(which) * Vec);
 #pragma unroll
-        for (int v = 0; v < Vec; ++v) look(again.bits(v), base + which * Vec + v);
+        for (int v = 0; v < Vec; ++v) look(again.bits(v), stretch.base + which * Vec + v);
       }
     }
   }
-  const u32 at = base + packs * Vec + threadIdx.x;  // what fills no load
-  if (at < last) look(__ldg(row.base + at), at);
+  const u32 at = stretch.base + stretch.packs * Vec + threadIdx.x;  // what fills no load
+  if (at < stretch.last) look(__ldg(row.base + at), at);
 }

@@ -8,6 +8,7 @@ using u64 = unsigned long long;
 
 constexpr u32 kThreads = DRVTOPK_THREADS;
 constexpr u32 kWarps = kThreads / 32;
+constexpr u32 kRegisters = 65536 / (kThreads * DRVTOPK_MIN_BLOCKS);  // of a thread, at least, on every GPU there is
 constexpr u32 kDigitBits = DRVTOPK_DIGIT_BITS;
 constexpr u32 kBins = 1u << kDigitBits;
 constexpr u32 kRoundWords = DRVTOPK_ROUND_WORDS;
@@ -16,6 +17,8 @@ constexpr u32 kStateLineWords = DRVTOPK_STATE_LINE / 4;
 constexpr u32 kShortMax = DRVTOPK_SHORT_MAX;
 constexpr u32 kSamples = DRVTOPK_SAMPLES;
 constexpr u32 kRadixThreshold = DRVTOPK_RADIX_THRESHOLD;
+constexpr u32 kClusterThreshold = DRVTOPK_CLUSTER_THRESHOLD;
+constexpr u32 kCluster = DRVTOPK_CLUSTER;  // blocks of a hardware cluster; 1: there are none
 
 // What a caller may ask for beyond k (spec.Options), each known when the kernel is compiled.
 enum class Dtype { kFloat32, kBfloat16, kFloat16 };
@@ -71,6 +74,6 @@ struct Params {
 static_assert(sizeof(void*) == 8, "64-bit addresses");
 static_assert(sizeof(Params) == 80 + 48 * DRVTOPK_EXTRAS, "the host packs 80 bytes, or 128");
 static_assert(DRVTOPK_EXTRAS == (kValues || kRowStarts || kPageTable), "what is told is what is asked for");
-static_assert(kWarps == 32, "the block scan gives each warp one lane of the first warp");
-static_assert(kBins == 2 * kThreads, "the block scan gives each thread two bins");
+static_assert(kWarps <= 32, "a warp sums up what the warps found");
+static_assert(kBins % kThreads == 0, "each thread has equally many bins");
 static_assert(kRoundWords > kBins + 1, "two counters follow the bins of a round");

@@ -1,6 +1,7 @@
 // Every operation that the language does not have, one line of PTX each. No algorithm.
-// Called by sync.cuh, row_group.cuh and select.cuh. The CPU harness replaces this one file.
-// Scope: all acquire/release/relaxed operations are at .gpu scope on global memory.
+// Called by sync.cuh, select.cuh, row_group.cuh, row_pass.cuh and row_cluster.cuh. The CPU harness replaces this one
+// file. Scope: all acquire/release/relaxed operations on global memory are at .gpu scope, those on shared memory at
+// .cluster scope.
 #pragma once
 #include "params.cuh"
 
@@ -55,6 +56,79 @@ __device__ __forceinline__ u32 lanes_below() {
 
 // Lets the SM's other warps run between two looks at a flag.
 __device__ __forceinline__ void pause() { asm volatile("nanosleep.u32 20;"); }
+
+// Programmatic dependent launch. Goes on when the predecessor on the stream has ended and what it wrote is visible: before
+// that nothing is read or written that others may touch.
+__device__ __forceinline__ void wait_for_predecessor() {
+#if DRVTOPK_PDL
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// After this thread's last write: once all have said so, the next launch may begin.
+__device__ __forceinline__ void let_successor_begin() {
+#if DRVTOPK_PDL
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#if DRVTOPK_CLUSTER > 1
+// This block's rank in its cluster.
+__device__ __forceinline__ u32 cluster_rank() {
+  u32 v;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
+  return v;
+}
+
+// A barrier of all threads of a cluster, in two halves that every thread calls in turn: what any of them wrote before
+// it arrived, in any block's shared memory, is visible to all that have waited.
+// Warps arrive as a whole, whatever loop their lanes come from.
+__device__ __forceinline__ void cluster_arrive() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+// The same without the memory: it only tells that the blocks are there.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Where `own`, a word of this block's shared memory, lies in that of block `rank` of the cluster.
+__device__ __forceinline__ u32 remote_address(const u32* own, u32 rank) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(there)
+      : "r"(static_cast<u32>(__cvta_generic_to_shared(own))), "r"(rank));
+  return there;
+}
+
+__device__ __forceinline__ u32 remote_fetch_add(u32* own, u32 rank, u32 v) {
+  u32 old;
+  asm volatile("atom.relaxed.cluster.shared::cluster.add.u32 %0, [%1], %2;"
+               : "=r"(old)
+               : "r"(remote_address(own, rank)), "r"(v)
+               : "memory");
+  return old;
+}
+
+__device__ __forceinline__ void remote_add(u32* own, u32 rank, u32 v) {
+  asm volatile("red.relaxed.cluster.shared::cluster.add.u32 [%0], %1;" ::"r"(remote_address(own, rank)), "r"(v)
+               : "memory");
+}
+
+__device__ __forceinline__ void remote_store(u32* own, u32 rank, u32 v) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote_address(own, rank)), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ u32 remote_load(const u32* own, u32 rank) {
+  u32 v;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(remote_address(own, rank)) : "memory");
+  return v;
+}
+#endif
 
 #ifdef DRVTOPK_WAIT_LIMIT
 // The debug build's end of a wait that took too long: one line, and the launch fails with an error.

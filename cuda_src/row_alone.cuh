@@ -5,6 +5,7 @@
 #include "finish.cuh"
 #include "held.cuh"
 #include "row_pass.cuh"
+#include "row_registers.cuh"
 
 // Rows with no more elements than places: every index is a member.
 template <int K>
@@ -43,8 +44,7 @@ __device__ __forceinline__ void row_short(const Row& row, const Params& p, u32 r
   });
   widen(low, high, s);
   __syncthreads();
-  stage_best(sh.rest, row.n, K, row.n, sh.bins, sh.staged, s, [](u32 i) { return i; });
-  finish(row, K, out_of(p, r), sh);
+  select_held(row, sh.rest, row.n, Spread(s.low, s.high), p, r, sh, [](u32 i) { return i; });
 }
 
 // Any n > K. A coarse histogram of the top 11 bits in a first reading; a second reading takes what lies above the
@@ -109,6 +109,8 @@ template <int K, int Vec, bool Pass>
 __device__ __forceinline__ void row_alone(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   if (row.n <= K) {
     row_trivial<K>(row, out_of(p, r), sh);
+  } else if (row.n <= kShortMax && row_registers<K, Vec>(row, p, r, sh)) {
+    return;
   } else if (row.n <= kShortMax && row.n <= 2 * p.candidates) {
     row_short<K, Vec>(row, p, r, sh);
   } else {

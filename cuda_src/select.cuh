@@ -97,8 +97,8 @@ struct Threshold {
 __device__ __forceinline__ u32 opening_digit(u32 key) { return key >> kOpeningShift; }
 
 __device__ __forceinline__ void clear_bins(u32* bins) {
-  bins[threadIdx.x] = 0;
-  bins[threadIdx.x + kThreads] = 0;
+#pragma unroll
+  for (u32 b = 0; b < kBins; b += kThreads) bins[threadIdx.x + b] = 0;
 }
 
 // A place for each lane whose `wanted` is set, from a counter in shared memory: one atomic a warp.

@@ -153,7 +153,9 @@ def prepare(
     route: str = "auto",
     waits: str = "allowed",
     sm_budget: int | None = None,
+    pdl: bool = False,
     chunk: int | None = None,
+    group: int | None = None,
     tuning: Tuning = DEFAULT_TUNING,
     assume: DeviceInfo | None = None,
 ) -> Prepared:
@@ -161,10 +163,11 @@ def prepare(
 
     `stride` (elements) is the width unless given; `offset` is the base address in elements modulo 8; `max_seq_len` is
     a hint that costs only time when it is wrong. `dtype` to `page_table` are the options of `topk`; what a call will
-    give as an array is named here by True. `route` is "auto", "persistent" or "filtered"; a named route that cannot
-    run raises PlanError. `waits="never"` plans only launches in which no block waits for another, which finish with one
-    free block slot; `sm_budget` caps the grid at what so many SMs hold. `chunk`, `tuning` and `assume` replace the
-    planner's inputs, for tests and study.
+    give as an array is named here by True. `route` is "auto", "persistent", "filtered" or "clustered"; a named route
+    that cannot run raises PlanError. `waits="never"` plans only launches in which no block waits for another, which
+    finish with one free block slot; `sm_budget` caps the grid at what so many SMs hold; `pdl` lets a launch begin while
+    its predecessor on the stream ends (see `topk`). `chunk` (of "persistent"), `group` (2, 4, 8 or 16 blocks of a
+    cluster, of "clustered"), `tuning` and `assume` replace the planner's inputs, for tests and study.
     """
     options = Options(
         dtype=dtype,
@@ -186,9 +189,11 @@ def prepare(
         waits=waits,
         sm_budget=sm_budget,
         options=options.made_deterministic() if deterministic else options,
+        pdl=pdl,
     )
     engine = current_engine()
-    return Prepared(engine, engine.prepare(problem, route=route, chunk=chunk, tuning=tuning, assume=assume))
+    made = engine.prepare(problem, route=route, chunk=chunk, group=group, tuning=tuning, assume=assume)
+    return Prepared(engine, made)
 
 
 def topk(
@@ -213,6 +218,7 @@ def topk(
     route: str = "auto",
     waits: str = "allowed",
     sm_budget: int | None = None,
+    pdl: bool = False,
 ) -> Any:
     """Indices of the k largest of each row, exactly; -1 past min(length, k).
 
@@ -243,9 +249,12 @@ def topk(
         stream: handle, object with `__cuda_stream__`, or None for the legacy default stream. A numpy call returns
             when the result is there, a device call when it is launched.
         max_seq_len: no length is expected to exceed it; a wrong hint costs time only.
-        route: "auto", "persistent" or "filtered".
+        route: "auto", "persistent", "filtered" or "clustered" (on GPUs with thread-block clusters).
         waits: "never" forbids launches in which blocks wait for each other: one free block slot is then enough.
         sm_budget: at most as many blocks as so many SMs hold at once.
+        pdl: programmatic dependent launch, on GPUs of compute capability 9.0 and later: the launch may begin while its
+            predecessor on the stream ends, and waits for that before it touches memory. Elsewhere, and where blocks go
+            out cooperatively, it changes nothing.
 
     Returns `out`, or what was made: a numpy array, or a DeviceArray. With `values`, Selected(indices, values) of these.
     Raises InvalidArgument, PlanError, DriverUnavailable, CompileError, DriverError; NotPrepared inside a capture.
@@ -273,6 +282,7 @@ def topk(
         "max_seq_len": max_seq_len,
         "waits": waits,
         "sm_budget": sm_budget,
+        "pdl": pdl,
         "options": options.made_deterministic() if deterministic else options,
     }
     beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)

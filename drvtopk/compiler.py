@@ -204,8 +204,8 @@ def definitions(variant: Variant, arch: str) -> dict[str, int | str]:
         "DRVTOPK_ROW_STARTS": int(options.row_starts),
         "DRVTOPK_PAGE_TABLE": int(options.page_table),
         "DRVTOPK_EXTRAS": int(options.extras),
-        "DRVTOPK_THREADS": spec.THREADS,
-        "DRVTOPK_MIN_BLOCKS": min(variant.residency, spec.min_blocks(arch)),
+        "DRVTOPK_THREADS": variant.threads,
+        "DRVTOPK_MIN_BLOCKS": min(variant.residency, spec.min_blocks(arch, variant.threads)),
         "DRVTOPK_DIGIT_BITS": spec.DIGIT_BITS,
         "DRVTOPK_SCRATCH_BYTES": spec.SCRATCH_BYTES,
         "DRVTOPK_ROUND_WORDS": spec.ROUND_WORDS,
@@ -214,6 +214,9 @@ def definitions(variant: Variant, arch: str) -> dict[str, int | str]:
         "DRVTOPK_SHORT_MAX": variant.tuning.short_max,
         "DRVTOPK_SAMPLES": variant.tuning.samples,
         "DRVTOPK_RADIX_THRESHOLD": variant.tuning.radix_threshold,
+        "DRVTOPK_CLUSTER_THRESHOLD": variant.tuning.cluster_threshold,
+        "DRVTOPK_CLUSTER": variant.cluster,
+        "DRVTOPK_PDL": int(variant.pdl),
         **limit,
     }
 

@@ -174,16 +174,54 @@ class Driver:
         attribute = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self._call("cuFuncSetAttribute", function, attribute, smem_bytes, about=about)
 
-    def occupancy(self, function: Any, smem_bytes: int, about: str = "") -> int:
+    def occupancy(self, function: Any, smem_bytes: int, about: str = "", threads: int = THREADS) -> int:
         """Resident blocks per SM. Answers 0, without an error, if the shared-memory limit was not raised before."""
-        answer = self._call("cuOccupancyMaxActiveBlocksPerMultiprocessor", function, THREADS, smem_bytes, about=about)
+        answer = self._call("cuOccupancyMaxActiveBlocksPerMultiprocessor", function, threads, smem_bytes, about=about)
         return int(answer)
 
-    def launch(self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str) -> None:
+    def allow_large_clusters(self, function: Any, about: str = "") -> None:
+        """Lets a kernel have clusters of more than 8 blocks, which not every GPU of its kind holds."""
+        attribute = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+        self._call("cuFuncSetAttribute", function, attribute, 1, about=about)
+
+    def resident_clusters(self, function: Any, cluster: int, threads: int, smem_bytes: int, about: str = "") -> int:
+        """Clusters of `cluster` blocks that are resident at once; 0: not even one."""
+        config = self.api.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = smem_bytes
+        size = self.api.CUlaunchAttribute()
+        size.id = self.api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size.value.clusterDim.x, size.value.clusterDim.y, size.value.clusterDim.z = cluster, 1, 1
+        config.attrs, config.numAttrs = [size], 1
+        return int(self._call("cuOccupancyMaxActiveClusters", function, config, about=about))
+
+    def launch(
+        self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str, threads: int = THREADS
+    ) -> None:
         """A plain launch. `params` is the address of a prepared void*[1]."""
-        (code,) = self.api.cuLaunchKernel(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params, 0)
+        (code,) = self.api.cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, smem_bytes, stream, params, 0)
         if int(code) != 0:
             raise self._error("cuLaunchKernel", code, about)
+
+    def pdl_config(self, grid: int, threads: int, smem_bytes: int) -> Any:
+        """The configuration of launches by `launch_pdl`, made once."""
+        config = self.api.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = smem_bytes
+        overlap = self.api.CUlaunchAttribute()
+        overlap.id = self.api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        overlap.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [overlap], 1
+        return config
+
+    def launch_pdl(self, function: Any, config: Any, stream: Any, params: int, about: str) -> None:
+        """A launch that may begin before its predecessor on the stream has ended."""
+        config.hStream = self.api.CUstream(stream)
+        (code,) = self.api.cuLaunchKernelEx(config, function, params, 0)
+        if int(code) != 0:
+            raise self._error("cuLaunchKernelEx", code, about)
 
     def launch_cooperative(
         self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str

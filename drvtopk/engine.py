@@ -13,7 +13,16 @@ from drvtopk.cache import Cache, default_folder
 from drvtopk.compiler import compile_variant, nvrtc_version
 from drvtopk.driver import Driver, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
-from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_occupancy, plan
+from drvtopk.plan import (
+    Clusters,
+    Occupancy,
+    Plan,
+    Problem,
+    after_refusal,
+    calculated_clusters,
+    calculated_occupancy,
+    plan,
+)
 from drvtopk.spec import (
     DEFAULT_TUNING,
     INDEX_DTYPES,
@@ -29,9 +38,11 @@ log = logging.getLogger("drvtopk")
 
 # `Params` of cuda_src/params.cuh, which asserts these sizes.
 _PARAMS = struct.Struct("<4Q2q8I")
+_VARYING = struct.Struct("<4Q2q")  # its front, which each launch fills in
 _EXTRAS = struct.Struct("<3Q2q2I")  # behind it, in variants whose options need more arrays
 PARAMS_BYTES = _PARAMS.size
 EXTRAS_BYTES = _EXTRAS.size
+PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters has room for
 _REMEMBERED = 256  # problems whose preparation an engine keeps
 
 
@@ -46,17 +57,17 @@ class _Launcher:
         self._block = ctypes.create_string_buffer(PARAMS_BYTES + EXTRAS_BYTES * plan.options.extras)
         self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._block))
         self._pointers_address = ctypes.addressof(self._pointers)
+        self._config = driver.pdl_config(plan.grid, plan.block, plan.smem_bytes) if plan.pdl else None
         self._about = f"{plan.variant} {plan.device}: grid {plan.grid}, {plan.smem_bytes} bytes of shared memory"
-        self._tail = (
-            plan.rows,
-            plan.width,
-            plan.group,
-            plan.groups,
-            plan.chunk,
-            plan.candidates,
-            int(plan.cooperative),
-            0,
-        )
+        self.rows, self.k = plan.rows, plan.k
+        self.extras = plan.options.extras
+        # What addresses are aligned to; and for a quick look whether there is anything to complain about.
+        self.logits_alignment = plan.options.item_bytes * plan.vec_size
+        self.out_alignment = INDEX_DTYPES[plan.options.index_dtype]
+        self.needs_logits = plan.width > 0
+        self.needs_workspace = plan.workspace_bytes > 0
+        tail = (plan.width, plan.group, plan.groups, plan.chunk, plan.candidates, int(plan.cooperative), 0)
+        _PARAMS.pack_into(self._block, 0, 0, 0, 0, 0, 0, 0, plan.rows, *tail)
 
     def __call__(
         self,
@@ -71,14 +82,19 @@ class _Launcher:
         """One driver call. False: a cooperative grid that this context can never hold; nothing was launched."""
         p = self.plan
         with self._lock:
-            _PARAMS.pack_into(self._block, 0, logits, lengths, out, workspace, p.stride, out_stride, *self._tail)
+            _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, p.stride, out_stride)
             if extras is not None:
                 _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
             if p.cooperative:
                 return self._driver.launch_cooperative(
                     self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about
                 )
-            self._driver.launch(self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about)
+            if self._config is not None:
+                self._driver.launch_pdl(self._function, self._config, stream, self._pointers_address, self._about)
+                return True
+            self._driver.launch(
+                self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about, p.block
+            )
             return True
 
 
@@ -132,24 +148,32 @@ class Prepared:
         Raises InvalidArgument before anything is launched, DriverError if the driver refuses.
         """
         active = self._active
-        p = active.plan
-        step = p.k if out_stride is None else out_stride
-        if step < p.k and p.rows > 1:
-            raise InvalidArgument("out_stride", step, f"at least k = {p.k} elements, so that rows do not overlap")
-        if p.rows == 0:
+        step = active.k
+        if out_stride is not None:
+            step = out_stride
+            if step < active.k and active.rows > 1:
+                allowed = f"at least k = {active.k} elements, so that rows do not overlap"
+                raise InvalidArgument("out_stride", step, allowed)
+        if active.rows == 0:
             return
-        options = p.options
-        _check_address("logits", logits, options.item_bytes * p.vec_size, there=p.width > 0)
-        _check_address("lengths", lengths, 4, there=False)
-        _check_address("out", out, INDEX_DTYPES[options.index_dtype])
-        if p.workspace_bytes:
+        if (
+            logits % active.logits_alignment
+            or lengths % 4
+            or out % active.out_alignment
+            or not out
+            or (active.needs_logits and not logits)
+            or (active.needs_workspace and (not workspace or workspace % WORKSPACE_ALIGNMENT))
+        ):
+            _check_address("logits", logits, active.logits_alignment, there=active.needs_logits)
+            _check_address("lengths", lengths, 4, there=False)
+            _check_address("out", out, active.out_alignment)
             _check_address("workspace", workspace, WORKSPACE_ALIGNMENT)
         extras = None
-        if options.extras or values or row_starts or page_table:
+        if active.extras or values or row_starts or page_table:
             extras = self._extras(
-                options,
+                active.plan.options,
                 (values, row_starts, page_table),
-                p.k if values_stride is None else values_stride,
+                active.k if values_stride is None else values_stride,
                 page_table_stride or 0,
                 page_size,
                 rows_per_table,
@@ -157,6 +181,7 @@ class Prepared:
         if not active(logits, lengths, out, workspace, stream, step, extras):
             fallback = self._fallback
             if fallback is None:
+                p = active.plan
                 raise PlanError(p.route, f"the driver refused a cooperative grid of {p.grid} blocks")
             log.warning("%s", fallback.plan.why)
             self._active = fallback
@@ -221,6 +246,8 @@ class Engine:
                     )
                 with self.driver.relaxed_capture():
                     function = self.driver.load_function(compiled.cubin, variant.entry)
+                    if variant.cluster > PORTABLE_CLUSTER:
+                        self.driver.allow_large_clusters(function, str(variant))
                 log.info("loaded %s for %s: %s", variant, self.device.arch, compiled.info)
                 found = self._loaded[variant] = function, compiled.info
             return found
@@ -239,24 +266,35 @@ class Engine:
         _, info = self._function(variant)
         if info.static_smem_bytes + smem_bytes > self.device.smem_optin:
             return 0
-        return self.driver.occupancy(self._raise_limit(variant, smem_bytes), smem_bytes, str(variant))
+        return self.driver.occupancy(self._raise_limit(variant, smem_bytes), smem_bytes, str(variant), variant.threads)
+
+    def clusters(self, variant: Variant, smem_bytes: int) -> int:
+        """The driver's answer: clusters of this very function with this shared memory that are resident at once."""
+        return self.driver.resident_clusters(
+            self._raise_limit(variant, smem_bytes), variant.cluster, variant.threads, smem_bytes, str(variant)
+        )
 
     def kernel_info(self, variant: Variant) -> KernelInfo:
         """Registers and sizes of a loaded instantiation."""
         return self._function(variant)[1]
 
-    def _limits_of(self, assume: DeviceInfo | None) -> tuple[DeviceInfo, Occupancy]:
+    def _limits_of(self, assume: DeviceInfo | None) -> tuple[DeviceInfo, Occupancy, Clusters]:
         if assume is None:
-            return self.device, self.occupancy
+            return self.device, self.occupancy, self.clusters
         # What is assumed may only take away: the real device still has to hold it.
         device = assume.with_limits(sms=min(assume.sms, self.device.sms))
 
         def occupancy(variant: Variant, smem_bytes: int) -> int:
             return min(
-                self.occupancy(variant, smem_bytes), calculated_occupancy(self.kernel_info(variant), device, smem_bytes)
+                self.occupancy(variant, smem_bytes),
+                calculated_occupancy(self.kernel_info(variant), device, smem_bytes, variant.threads),
             )
 
-        return device, occupancy
+        def clusters(variant: Variant, smem_bytes: int) -> int:
+            calculated = calculated_clusters(device, variant.cluster, occupancy(variant, smem_bytes))
+            return min(calculated, self.clusters(variant, smem_bytes))
+
+        return device, occupancy, clusters
 
     def plan(
         self,
@@ -264,12 +302,13 @@ class Engine:
         *,
         route: str = "auto",
         chunk: int | None = None,
+        group: int | None = None,
         tuning: Tuning = DEFAULT_TUNING,
         assume: DeviceInfo | None = None,
     ) -> Plan:
         """The plan for `problem` here, with the driver's occupancy; `assume` plans within another device's limits."""
-        device, occupancy = self._limits_of(assume)
-        return plan(problem, device, occupancy, route=route, chunk=chunk, tuning=tuning)
+        device, occupancy, clusters = self._limits_of(assume)
+        return plan(problem, device, occupancy, route=route, chunk=chunk, group=group, clusters=clusters, tuning=tuning)
 
     def prepare(
         self,
@@ -277,15 +316,16 @@ class Engine:
         *,
         route: str = "auto",
         chunk: int | None = None,
+        group: int | None = None,
         tuning: Tuning = DEFAULT_TUNING,
         assume: DeviceInfo | None = None,
         plan: Plan | None = None,
     ) -> Prepared:
         """Compiles, loads and plans; what comes back only launches. `plan` replaces the planner's own (for tests)."""
-        made = plan or self.plan(problem, route=route, chunk=chunk, tuning=tuning, assume=assume)
+        made = plan or self.plan(problem, route=route, chunk=chunk, group=group, tuning=tuning, assume=assume)
         fallback = None
         if made.cooperative:
-            device, occupancy = self._limits_of(assume)
+            device, occupancy, _ = self._limits_of(assume)
             refused = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
             fallback = self._launcher(after_refusal(made, problem, device, occupancy, refused))
         log.info("%s", made.why)

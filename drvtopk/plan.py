@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from drvtopk.errors import InvalidArgument, PlanError
+from drvtopk.measured import measured_times, modelled_times
 from drvtopk.spec import (
+    CLUSTERS,
     DEFAULT_TUNING,
     MAX_ROWS,
     MAX_WIDTH,
@@ -31,7 +33,9 @@ from drvtopk.spec import (
 Occupancy = Callable[[Variant, int], int]
 """(instantiation, dynamic shared memory in bytes) -> blocks of 1024 threads resident on one SM; 0: it does not fit."""
 
-CANDIDATE_BYTES = 8  # a key and an index
+Clusters = Callable[[Variant, int], int]
+"""(instantiation, dynamic shared memory in bytes) -> its clusters resident on the device at once; 0: not even one."""
+
 MAX_STRIDE = 2**62 // 4  # elements; rows x stride is computed in 64 bits
 
 
@@ -60,6 +64,9 @@ class Problem:
     sm_budget: int | None = None
     """At most as many blocks as fit on so many SMs at once; the whole device unless given."""
     options: Options = PLAIN
+    pdl: bool = False
+    """Programmatic dependent launch, on GPUs that have it (Hopper and later): the launch may begin while its
+    predecessor on the stream ends, and waits for that before it touches memory. The cooperative route does without."""
 
     def __post_init__(self) -> None:
         _check_int("rows", self.rows, 0, MAX_ROWS)
@@ -146,6 +153,8 @@ class Plan:
     options: Options = PLAIN
     residency: int = 2
     """Blocks of this instantiation that an SM shall hold at once; registers are limited to that."""
+    pdl: bool = False
+    """Goes out with programmatic dependent launch (`Problem.pdl`)."""
     rejected: Rejected | None = None
 
     @property
@@ -158,6 +167,8 @@ class Plan:
             tuning=self.tuning,
             options=self.options,
             residency=self.residency,
+            cluster=self.group if self.route == "clustered" else 1,
+            pdl=self.pdl,
         )
 
 
@@ -172,7 +183,7 @@ def vec_size(problem: Problem, chunk: int) -> int:
     )
 
 
-def calculated_occupancy(kernel: KernelInfo, device: DeviceInfo, smem_bytes: int) -> int:
+def calculated_occupancy(kernel: KernelInfo, device: DeviceInfo, smem_bytes: int, threads: int = THREADS) -> int:
     """Resident blocks per SM from a cubin's registers and a device's limits, as the CUDA Occupancy Calculator does it.
 
     Registers are given out per warp in units of 256, and warps live in four partitions that do not share registers;
@@ -185,21 +196,43 @@ def calculated_occupancy(kernel: KernelInfo, device: DeviceInfo, smem_bytes: int
     warps = 4 * (device.regs_per_sm // 4 // regs_per_warp)
     return min(
         device.max_blocks_per_sm,
-        device.max_threads_per_sm // THREADS,
-        warps // (THREADS // 32),
+        device.max_threads_per_sm // threads,
+        warps // (threads // 32),
         device.smem_per_sm // (align(smem, 128) + device.smem_reserved),
     )
 
 
-def _smem_budget(device: DeviceInfo) -> int:
-    """Shared memory a block may take without costing the SM a block that its threads would have had room for."""
-    blocks = max(1, device.max_threads_per_sm // THREADS)
+_SMS_OF_A_GPC = 18  # at most, on the parts that have clusters; a cluster lies in one
+
+
+def calculated_clusters(device: DeviceInfo, cluster: int, occupancy: int) -> int:
+    """Resident clusters of `cluster` blocks, `occupancy` of them to an SM, as far as it can be known without a driver.
+
+    Rather too few than too many: which SMs of a GPC are fused off differs from die to die.
+    """
+    if cluster > device.max_cluster:
+        return 0
+    full, rest = divmod(device.sms, _SMS_OF_A_GPC)
+    return full * (_SMS_OF_A_GPC * occupancy // cluster) + rest * occupancy // cluster
+
+
+def _smem_budget(device: DeviceInfo, threads: int = THREADS) -> int:
+    """Shared memory a block may take without costing the SM a second block that its threads would have had room for."""
+    blocks = max(1, min(2, device.max_threads_per_sm // threads))
     return min(device.smem_optin, (device.smem_per_sm // blocks - device.smem_reserved) // 128 * 128)
 
 
 def _candidates(variant: Variant, device: DeviceInfo) -> int:
-    room = _smem_budget(device) - variant.fixed_smem_bytes
-    return max(0, min(variant.tuning.max_candidates, room // CANDIDATE_BYTES))
+    room = _smem_budget(device, variant.threads) - variant.fixed_smem_bytes
+    fit = min(variant.tuning.max_candidates, room // variant.candidate_bytes)
+    if variant.cluster > 1 and (variant.residency == 1 or fit < 2 * variant.k):
+        # With an SM to itself a block may take more; too little room makes guesses fail (row_pass.cuh).
+        room = device.smem_optin - variant.fixed_smem_bytes
+        fit = max(fit, min(variant.tuning.max_candidates, max(6144, 4 * variant.k), room // variant.candidate_bytes))
+    elif variant.threads < THREADS and fit < variant.k:  # rather one block on an SM than too little room
+        room = device.smem_optin - variant.fixed_smem_bytes
+        fit = min(variant.tuning.max_candidates, room // variant.candidate_bytes)
+    return max(0, fit)
 
 
 def _chunk(problem: Problem, variant: Variant, device: DeviceInfo) -> int:
@@ -222,9 +255,10 @@ def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning
         tuning=tuning,
         options=problem.options,
         residency=1 if problem.rows <= device.sms else 2,
+        pdl=problem.pdl and device.has_pdl,
     )
     candidates = _candidates(variant, device)
-    smem = variant.fixed_smem_bytes + candidates * CANDIDATE_BYTES
+    smem = variant.fixed_smem_bytes + candidates * variant.candidate_bytes
     resident = occupancy(variant, smem)
     if resident < 1:
         raise PlanError("filtered", f"a block of {variant} needs {smem} bytes of shared memory and none fits an SM")
@@ -238,7 +272,7 @@ def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning
         stride=problem.row_stride,
         max_seq_len=problem.longest,
         grid=groups,
-        block=THREADS,
+        block=variant.threads,
         group=1,
         groups=groups,
         chunk=max(problem.width, 1),
@@ -258,6 +292,7 @@ def _filtered(problem: Problem, device: DeviceInfo, occupancy: Occupancy, tuning
         tuning=tuning,
         options=problem.options,
         residency=variant.residency,
+        pdl=variant.pdl,
     )
 
 
@@ -279,8 +314,8 @@ def _persistent(
     variant = replace(widest, vec_size=vec)
     # The same bytes hold a chunk of keys in one row and a bin's candidates in the next.
     chunk_bytes = align(chunk * 4, 16) if needs_cooperation else 0
-    candidates = max(chunk_bytes // CANDIDATE_BYTES, _candidates(variant, device))
-    smem = variant.fixed_smem_bytes + max(chunk_bytes, candidates * CANDIDATE_BYTES)
+    candidates = max(chunk_bytes // variant.candidate_bytes, _candidates(variant, device))
+    smem = variant.fixed_smem_bytes + max(chunk_bytes, candidates * variant.candidate_bytes)
     resident = occupancy(variant, smem)
     cap = device.sms * resident
     headroom = 0 if not needs_cooperation else device.sms if resident > 1 else 1
@@ -340,6 +375,74 @@ def _persistent(
     )
 
 
+def _clustered(
+    problem: Problem, device: DeviceInfo, occupancy: Occupancy, clusters: Clusters, tuning: Tuning, group: int
+) -> Plan | Rejected:
+    vec = vec_size(problem, 0)
+    variant = Variant(
+        route="clustered",
+        k=problem.k,
+        vec_size=vec,
+        tuning=tuning,
+        options=problem.options,
+        residency=1 if problem.rows * group <= device.sms else 2,
+        cluster=group,
+        pdl=problem.pdl,
+    )
+    candidates = _candidates(variant, device)
+    smem = variant.fixed_smem_bytes + candidates * variant.candidate_bytes
+    if variant.residency == 1:  # an SM for each block: else two of a cluster might share one while others idle
+        smem = min(max(smem, device.smem_per_sm // 2), device.smem_optin)
+    fits = group <= device.max_cluster and candidates >= problem.k  # else there is nothing to compile
+    resident = occupancy(variant, smem) if fits else 0
+    together = clusters(variant, smem) if resident else 0
+    if problem.sm_budget is not None:
+        together = min(together, device.sms * resident // group)  # the budget's SMs
+    if together < 1:
+        return Rejected(
+            route="clustered",
+            vec_size=vec,
+            group=group,
+            chunk=max(-(-problem.width // group), 1),
+            smem_bytes=smem,
+            occupancy=resident,
+            resident_cap=device.sms * resident,
+        )
+    # Without a budget a cluster for each row: the hardware starts them as room comes free.
+    groups = min(problem.rows, MAX_ROWS // group if problem.sm_budget is None else together)
+    return Plan(
+        route="clustered",
+        k=problem.k,
+        vec_size=vec,
+        rows=problem.rows,
+        width=problem.width,
+        stride=problem.row_stride,
+        max_seq_len=problem.longest,
+        grid=groups * group,
+        block=variant.threads,
+        group=group,
+        groups=groups,
+        chunk=max(-(-problem.width // group), 1),
+        candidates=candidates,
+        smem_bytes=smem,
+        device=device.name,
+        sms=device.sms,
+        smem_optin=device.smem_optin,
+        occupancy=resident,
+        resident_cap=device.sms * resident,
+        needs_cooperation=False,
+        headroom=0,
+        headroom_kept=False,
+        cooperative=False,
+        workspace_bytes=0,
+        why=f"clustered: the {group} blocks of a cluster share each long row; {together} clusters fit at once",
+        tuning=tuning,
+        options=problem.options,
+        residency=variant.residency,
+        pdl=variant.pdl,
+    )
+
+
 def _why_alone(problem: Problem, device: DeviceInfo, tuning: Tuning) -> str:
     """Why a block for each row is the fastest there is, or nothing: measured on an H200 (tools/README.md)."""
     if problem.longest <= tuning.radix_threshold:
@@ -349,7 +452,26 @@ def _why_alone(problem: Problem, device: DeviceInfo, tuning: Tuning) -> str:
     return ""
 
 
+def _choices(problem: Problem, device: DeviceInfo, tuning: Tuning) -> list[tuple[str, str]]:
+    """(route, why), the best first; clusters as 'clustered:8'. The last is one that always fits, or "persistent"."""
+    alone = _why_alone(problem, device, tuning)
+    otherwise = [("filtered", alone)] if alone else [("persistent", "")]
+    shared = device.max_cluster > 1 and problem.longest > tuning.cluster_threshold and problem.waits == "allowed"
+    if not shared or not problem.rows:
+        return otherwise
+    times = measured_times(device, problem.rows, problem.longest)
+    source = "measured fastest near"
+    if "filtered" not in times:
+        times = modelled_times(device, problem.rows, problem.longest, tuning.sms_to_share)
+        source = "by a model the fastest for"
+    why = f"{source} {problem.rows} x {problem.longest}"
+    ranked = sorted(times, key=lambda name: times[name])
+    return [(name, why) for name in ranked] + otherwise
+
+
 def _constraint(rejected: Rejected, smem_optin: int) -> str:
+    if rejected.route == "clustered":
+        return f"no cluster of {rejected.group} blocks with {rejected.smem_bytes} bytes of shared memory each fits"
     if rejected.occupancy < 1:
         return (
             f"a block holding {rejected.chunk} elements needs {rejected.smem_bytes} bytes of shared memory "
@@ -377,26 +499,59 @@ def plan(
     *,
     route: str = "auto",
     chunk: int | None = None,
+    group: int | None = None,
+    clusters: Clusters | None = None,
     tuning: Tuning = DEFAULT_TUNING,
 ) -> Plan:
     """The launch for `problem` on `device`.
 
     `route` is "auto", or a route's name, which then must fit: PlanError names the constraint that it does not meet.
-    `chunk` (elements) replaces the planner's own choice. `occupancy` is the driver's answer on a real device and
-    `calculated_occupancy` elsewhere; it is called once for each instantiation considered.
+    `chunk` (elements, of the route persistent) and `group` (blocks of a cluster, of the route clustered) replace the
+    planner's own choice. `occupancy` and `clusters` are the driver's answers on a real device and
+    `calculated_occupancy` and `calculated_clusters` elsewhere; each is called once for each instantiation considered.
     """
     if route != "auto" and route not in ROUTES:
         raise InvalidArgument("route", repr(route), "'auto', " + ", ".join(map(repr, ROUTES)))
     if chunk is not None:
         _check_int("chunk", chunk, 1, MAX_WIDTH)
+    if group is not None and (route != "clustered" or group not in CLUSTERS):
+        raise InvalidArgument("group", repr(group), f"one of {', '.join(map(str, CLUSTERS))}, with route='clustered'")
+    if clusters is None:
+
+        def clusters(variant: Variant, smem_bytes: int) -> int:
+            return calculated_clusters(device, variant.cluster, occupancy(variant, smem_bytes))
+
     if problem.sm_budget is not None:
         device = device.with_limits(sms=min(device.sms, problem.sm_budget))
     if route == "filtered":
         return _filtered(problem, device, occupancy, tuning, "filtered: asked for; one block per row, none waits")
-    alone = _why_alone(problem, device, tuning) if route == "auto" and chunk is None else ""
-    if alone:
-        return _filtered(problem, device, occupancy, tuning, f"filtered: {alone}; one block per row, none waits")
-    found = _persistent(problem, device, occupancy, tuning, chunk)
+    if route == "clustered":
+        if problem.waits == "never":
+            raise PlanError("clustered", "blocks of a row would wait for each other, which the caller forbids")
+        tried: Plan | Rejected | None = None
+        for size in (group,) if group is not None else CLUSTERS[::-1]:
+            tried = _clustered(problem, device, occupancy, clusters, tuning, size)
+            if isinstance(tried, Plan):
+                return tried
+        assert isinstance(tried, Rejected)  # a type fact: there is a size to try
+        raise PlanError("clustered", _constraint(tried, device.smem_optin))
+    found: Plan | Rejected | None = None
+    if route == "auto" and chunk is None:
+        for choice, why in _choices(problem, device, tuning):
+            if choice == "persistent":
+                found = _persistent(problem, device, occupancy, tuning, None)
+                if isinstance(found, Plan):
+                    break
+            elif choice == "filtered":
+                if found is not None:
+                    break  # it is the fallback, and says of what
+                return _filtered(problem, device, occupancy, tuning, f"filtered: {why}; one block per row, none waits")
+            else:
+                made = _clustered(problem, device, occupancy, clusters, tuning, int(choice.partition(":")[2]))
+                if isinstance(made, Plan):
+                    return replace(made, why=f"{made.why}; {why}")
+    if found is None:
+        found = _persistent(problem, device, occupancy, tuning, chunk)
     if isinstance(found, Plan) and not (found.cooperative and problem.waits == "never"):
         return found
     if isinstance(found, Plan):

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 from drvtopk.errors import InvalidArgument
 
-ROUTES = ("persistent", "filtered")
+ROUTES = ("persistent", "filtered", "clustered")
+CLUSTERS = (2, 4, 8, 16)  # blocks of a hardware cluster in the route `clustered`
 VEC_SIZES = (1, 2, 4)  # elements of a load; elements of 2 bytes also go by 8
 WAITS = ("allowed", "never")  # may blocks of a launch wait for each other?
 TOP_KS = (512, 1024, 2048)  # compiled ahead by `compile` and the tests; any other k compiles on demand
@@ -22,14 +23,15 @@ NANS = ("lowest", "highest")
 MAX_WIDTH = 2**31 - 1  # indices are int32
 MAX_ROWS = 2**31 - 1  # one block per row in the filtered route: the limit of a grid's x
 
-THREADS = 1024  # of every block of every kernel
+THREADS = 1024  # of a block that has an SM to itself, or is one of a large group
+NARROW_THREADS = 512  # of a block beside others on its SM, or in a cluster: what each thread does once weighs less
 WORKSPACE_ALIGNMENT = 128  # bytes; what one group's state is padded to
 
 # A key is resolved from its top in digits of 11, 11 and 10 bits.
 DIGIT_BITS = 11
 BINS = 1 << DIGIT_BITS
 # One block's fixed shared memory: the bins, then the scan and counter words (asserted against `Scratch`).
-SCRATCH_BYTES = 256
+SCRATCH_BYTES = 512
 # Words of one published histogram in a group's state: the bins, then two output counters and padding.
 ROUND_WORDS = BINS + 32
 ROUNDS = 3  # histograms in rotation: one being read, one being filled, one being cleared
@@ -45,17 +47,27 @@ class Tuning:
     """Rows up to this length belong to one block; longer ones may be shared by a group, which waits."""
     sms_to_share: int = 16
     """SMs for each row from which on sharing long rows is faster than a block reading each."""
+    cluster_threshold: int = 8192
+    """Rows longer than this are shared by the blocks of a cluster, in launches that have clusters."""
     min_chunk: int = 4096
     """A group is not split finer than this, unless the caller names the chunk."""
     max_candidates: int = 8192
     """Candidates that one block keeps in shared memory; more are read again, never dropped."""
-    samples: int = 4096
-    """Keys that a pivot is guessed from; a power of two, at least 32. Rows of fewer than twice as many do without."""
+    samples: int = 2048
+    """Keys that a pivot is guessed from, up to eight times as many of long rows; a power of two, at least 32. Rows of
+    fewer elements than twice that do without."""
     wait_limit: int = 0
     """Debug build: after so many looks a waiting block reports what it waits for and ends the launch. 0: no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("short_max", "radix_threshold", "sms_to_share", "min_chunk", "max_candidates"):
+        for name in (
+            "short_max",
+            "radix_threshold",
+            "sms_to_share",
+            "cluster_threshold",
+            "min_chunk",
+            "max_candidates",
+        ):
             value = getattr(self, name)
             if not 1 <= value <= MAX_WIDTH:
                 raise InvalidArgument(name, value, f"1..{MAX_WIDTH}")
@@ -151,12 +163,20 @@ class Variant:
     residency: int = 2
     """Blocks that an SM shall hold at once, where it has threads for them: what registers are limited to. One alone has
     more loads under way."""
+    cluster: int = 1
+    """Blocks of a hardware cluster; 1 where the route has none."""
+    pdl: bool = False
+    """Programmatic dependent launch: the kernel waits for its predecessor itself, having begun before that ended."""
 
     def __post_init__(self) -> None:
         if self.residency not in (1, 2):
             raise InvalidArgument("residency", self.residency, "1 or 2")
         if self.route not in ROUTES:
             raise InvalidArgument("route", repr(self.route), " or ".join(map(repr, ROUTES)))
+        allowed_clusters = CLUSTERS if self.route == "clustered" else (1,)
+        if self.cluster not in allowed_clusters:
+            allowed = " or ".join(map(str, allowed_clusters))
+            raise InvalidArgument("cluster", self.cluster, f"{allowed} for the route {self.route!r}")
         check_k(self.k)
         if self.vec_size not in self.options.vec_sizes:
             allowed = ", ".join(map(str, self.options.vec_sizes))
@@ -166,6 +186,18 @@ class Variant:
     def entry(self) -> str:
         """Name of the one kernel in the cubin; it names every option that is not the plain one."""
         return f"drvtopk_{self.route}{self.options.suffix}"
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        narrow = self.route == "clustered" or (self.route == "filtered" and self.residency > 1)
+        return NARROW_THREADS if narrow else THREADS
+
+    @property
+    def candidate_bytes(self) -> int:
+        """Shared memory for each candidate: a key and an index; in a cluster also a place in a queue and the leader's
+        room for what the others send."""
+        return 20 if self.cluster > 1 else 8
 
     @property
     def sorted_places(self) -> int:
@@ -188,8 +220,10 @@ class Variant:
         return align(WORKSPACE_ALIGNMENT + (ROUNDS * ROUND_WORDS + 2 * group + members) * 4, WORKSPACE_ALIGNMENT)
 
     def __str__(self) -> str:
+        cluster = f",x{self.cluster}" if self.cluster > 1 else ""
         alone = "" if self.residency > 1 else ",alone"
-        return f"{self.route}{self.options.suffix}<{self.k},{self.vec_size}{alone}>"
+        pdl = ",pdl" if self.pdl else ""
+        return f"{self.route}{self.options.suffix}<{self.k},{self.vec_size}{cluster}{alone}{pdl}>"
 
 
 def check_k(k: object) -> int:
@@ -221,6 +255,16 @@ class DeviceInfo:
     regs_per_sm: int = 65536
     smem_reserved: int = 1024
     """Shared memory the driver takes for each resident block, bytes."""
+
+    @property
+    def has_pdl(self) -> bool:
+        """Whether it knows programmatic dependent launch: from compute capability 9.0 on."""
+        return has_pdl(self.arch)
+
+    @property
+    def max_cluster(self) -> int:
+        """Blocks of the largest hardware cluster that plans use; 1: none. Clusters of 16 need the data-centre parts."""
+        return max_cluster(self.arch)
 
     def __post_init__(self) -> None:
         for name in ("sms", "smem_optin", "smem_per_sm", "max_threads_per_sm", "max_blocks_per_sm", "regs_per_sm"):
@@ -273,15 +317,26 @@ KNOWN_DEVICES: Mapping[str, DeviceInfo] = MappingProxyType(
 )
 
 # Architectures that every instantiation is compiled for by the tests.
+_SUFFIXES = "abcdefghijklmnopqrstuvwxyz"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a", "sm_121a")
 
 
-def min_blocks(arch: str) -> int:
-    """Blocks of 1024 threads that an SM of this architecture has thread slots for: what registers are limited to.
+def max_cluster(arch: str) -> int:
+    """Blocks of the largest cluster that kernels are compiled with for this architecture; 1: none."""
+    return CLUSTERS[-1] if arch.rstrip(_SUFFIXES) in ("sm_90", "sm_100", "sm_103") else 1
+
+
+def has_pdl(arch: str) -> bool:
+    """Whether this architecture knows programmatic dependent launch."""
+    return int(arch.rstrip(_SUFFIXES)[3:]) >= 90
+
+
+def min_blocks(arch: str, threads: int = THREADS) -> int:
+    """Blocks of so many threads that an SM of this architecture has thread slots for: what registers are limited to.
 
     A100 and the Hopper and Blackwell data-centre parts hold 2048 threads an SM, the others 1536.
     """
-    return 2 if arch.rstrip("abcdefghijklmnopqrstuvwxyz") in ("sm_80", "sm_90", "sm_100", "sm_103") else 1
+    return (2048 if arch.rstrip(_SUFFIXES) in ("sm_80", "sm_90", "sm_100", "sm_103") else 1536) // threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,32 @@ import numpy.typing as npt
 
 from drvtopk.plan import Plan, Problem
 from drvtopk.reference import faults, narrowed, row_windows, select
-from drvtopk.spec import DEFAULT_TUNING, DTYPES, NANS, ORDERS, PLAIN, ROUTES, TIE_BREAKS, Options, Tuning, align
+from drvtopk.spec import (
+    CLUSTERS,
+    DEFAULT_TUNING,
+    DTYPES,
+    NANS,
+    ORDERS,
+    PLAIN,
+    ROUTES,
+    TIE_BREAKS,
+    Options,
+    Tuning,
+    align,
+)
 from tests.inputs import INPUTS, make
 
 Array = npt.NDArray[Any]
 
-SMALL = Tuning(short_max=300, radix_threshold=600, sms_to_share=1, min_chunk=64, max_candidates=160, samples=128)
+SMALL = Tuning(
+    short_max=300,
+    radix_threshold=600,
+    sms_to_share=1,
+    cluster_threshold=400,
+    min_chunk=64,
+    max_candidates=160,
+    samples=128,
+)
 """Rows of 1500 elements take every path."""
 KS = (1, 2, 7, 16, 64, 100, 300, 500, 511, 512, 513, 1000, 1024, 2028, 2048, 2051, 3000, 4096)
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -42,6 +62,8 @@ class Kind:
     options: Options
     tuning: Tuning
     vec: int
+    group: int | None = None
+    """Blocks of a cluster; None: the planner's choice, and always for the other routes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +90,12 @@ class Case:
     def __str__(self) -> str:
         rows, width = self.logits.shape
         kind = self.kind
+        route = f"{kind.route} by {kind.group}" if kind.group else kind.route
         return (
-            f"{rows} x {width}, k {kind.k}, {kind.route}, vec {kind.vec}, {kind.options.suffix or 'plain'}, "
+            f"{rows} x {width}, k {kind.k}, {route}, vec {kind.vec}, {kind.options.suffix or 'plain'}, "
             f"chunk {self.chunk}, hint {self.max_seq_len}, budget {self.sm_budget}, waits {self.waits}, "
-            f"small tuning {kind.tuning == SMALL}, page size {self.page_size}, {', '.join(sorted(set(self.inputs)))}"
+            f"small tuning {kind.tuning != DEFAULT_TUNING}, page size {self.page_size}, "
+            f"{', '.join(sorted(set(self.inputs)))}"
         )
 
     @property
@@ -120,6 +144,8 @@ class Case:
                 found["rows trivial"] += 1
             elif plan.cooperative and n > tuning.radix_threshold:
                 found["rows by a group"] += 1
+            elif plan.route == "clustered" and n > tuning.cluster_threshold:
+                found["rows by a cluster"] += 1
             elif n <= tuning.short_max and n <= 2 * plan.candidates:
                 found["rows short"] += 1
             elif plan.route == "filtered" and plan.candidates >= tuning.samples // 2 and n >= 2 * tuning.samples:
@@ -178,12 +204,18 @@ def draw_kind(seed: int, number: int, *, small: bool = False) -> Kind:
     """The `number`-th kind of this seed; `small`: only such as short rows bring to every path."""
     random = np.random.default_rng([seed, 1, number])
     options = draw_options(random)
+    route = str(random.choice([*ROUTES, *ROUTES, "auto"]))
+    k = int(random.choice([k for k in KS if k <= 300] if small else KS))
+    tuning = SMALL if small or random.random() < 0.5 else DEFAULT_TUNING
+    if route == "clustered" and tuning == SMALL:  # which takes no less than k; with that little a guess mostly fails
+        tuning = replace(SMALL, max_candidates=max(SMALL.max_candidates, k * int(random.choice([1, 2, 4]))))
     return Kind(
-        route=str(random.choice([*ROUTES, *ROUTES, "auto"])),
-        k=int(random.choice([k for k in KS if k <= 300] if small else KS)),
+        route=route,
+        k=k,
         options=options,
-        tuning=SMALL if small or random.random() < 0.5 else DEFAULT_TUNING,
+        tuning=tuning,
         vec=int(random.choice(options.vec_sizes)),
+        group=int(random.choice(CLUSTERS)) if route == "clustered" and random.random() < 0.7 else None,
     )
 
 
@@ -191,7 +223,11 @@ def _one_a_row(random: np.random.Generator, rows: int, width: int, k: int, tunin
     """Lengths around every limit, or anywhere, in or out of range."""
     limits = np.array(
         [-(2**31), -1, 0, 1, k - 1, k, k + 1, width - 1, width, width + 1, 2**31 - 1]
-        + [n + d for n in (tuning.short_max, tuning.radix_threshold, 2 * tuning.samples) for d in (0, 1)]
+        + [
+            n + d
+            for n in (tuning.short_max, tuning.radix_threshold, tuning.cluster_threshold, 2 * tuning.samples)
+            for d in (0, 1)
+        ]
     )
     anywhere = random.integers(-2, width + 3, rows)
     return np.where(random.random(rows) < 0.5, random.choice(limits, rows), anywhere).astype(np.int32)

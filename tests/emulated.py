@@ -159,10 +159,29 @@ class EmulatedDriver(FakeDriver):
         self.variants[handle] = self.variants[module]
         return handle
 
+    def _checked(self, function: int, grid: int, threads: int, smem: int) -> None:
+        """What the device refuses: another block or grid than the kernel was compiled for, memory beyond its limit."""
+        if self.variants[function]:
+            variant = _compiled[int(self.variants[function])]
+            assert threads == variant.threads, f"{variant} launched with {threads} threads"
+            assert grid % variant.cluster == 0, f"{variant} launched with {grid} blocks"
+            assert smem <= self.limits.get(function, 48 * 1024), f"{variant} launched with {smem} bytes"
+            assert variant.cluster <= 8 or function in self.large_clusters, f"{variant} without leave"
+
     def _cuLaunchKernel(self, function: int, grid: int, *rest: Any) -> Answer:
+        self._checked(function, grid, rest[2], rest[5])
         return self._launch(function, rest[6], rest[7])
 
+    def _cuLaunchKernelEx(self, config: Any, function: int, pointers: int, extra: int) -> Answer:
+        (overlap,) = config.attrs[: config.numAttrs]
+        assert overlap.id == "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"
+        assert overlap.value.programmaticStreamSerializationAllowed == 1
+        assert not self.variants[function] or _compiled[int(self.variants[function])].pdl, "it waits for nobody"
+        self._checked(function, config.gridDimX, config.blockDimX, config.sharedMemBytes)
+        return self._launch(function, config.hStream, pointers)
+
     def _cuLaunchCooperativeKernel(self, function: int, grid: int, *rest: Any) -> Answer:
+        self._checked(function, grid, rest[2], rest[5])
         cap = self.sms * self.blocks(rest[5])
         if grid > cap and self.fault != "oversubscription_accepted":
             return (720,)

@@ -1,7 +1,8 @@
 """A stand-in for cuda.bindings.driver: the same names and return tuples, a transcript, and a failure on request.
 
-It models what the planner must never get wrong: occupancy answers 0 until the shared-memory limit was raised, and a
-cooperative grid above the resident cap is refused with 720.
+It models what the planner must never get wrong: occupancy answers 0 until the shared-memory limit was raised, and for
+clusters of more than 8 blocks until the function allows them; a cooperative grid above the resident cap is refused
+with 720.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ class Enum:
         return name
 
 
+class LaunchAttribute:
+    """A CUlaunchAttribute: its id, and a value of which one member counts."""
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.value = SimpleNamespace(clusterDim=SimpleNamespace(x=0, y=0, z=0))
+
+
 class FakeDriver:
     """Give it to `drvtopk.driver.Driver`. `fail` maps a call's name to the code it shall return, once or always."""
 
@@ -28,6 +37,10 @@ class FakeDriver:
     CUdevResourceType = Enum()
     CUstreamCaptureMode = Enum()
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUlaunchAttributeID = Enum()
+    CUlaunchConfig = SimpleNamespace
+    CUlaunchAttribute = LaunchAttribute
+    CUstream = int
 
     def __init__(
         self,
@@ -47,6 +60,7 @@ class FakeDriver:
         self.fail: dict[str, int] = {}
         self.replace: dict[str, Callable[..., Answer]] = {}
         self.limits: dict[int, int] = {}
+        self.large_clusters: set[int] = set()
         self._next = 0x1000
         self.attributes = {
             "COMPUTE_CAPABILITY_MAJOR": 9,
@@ -119,10 +133,29 @@ class FakeDriver:
     def _cuFuncSetAttribute(self, function: int, attribute: str, value: int) -> Answer:
         if attribute == "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES":
             self.limits[function] = value
+        if attribute == "CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED" and value:
+            self.large_clusters.add(function)
         return (0,)
 
     def _cuOccupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, smem: int) -> int:
         return self.blocks(smem) if smem <= self.limits.get(function, 48 * 1024) else 0
+
+    def resident_clusters(self, blocks: int, smem: int) -> int:
+        """Clusters of so many blocks that are resident at once: each lies in one of the parts of 16 SMs."""
+        full, rest = divmod(self.resource_sms or self.sms, 16)
+        an_sm = self.blocks(smem)
+        return full * (16 * an_sm // blocks) + rest * an_sm // blocks
+
+    def _cuOccupancyMaxActiveClusters(self, function: int, config: Any) -> int:
+        (cluster,) = config.attrs[: config.numAttrs]
+        assert cluster.id == "CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION"
+        size = cluster.value.clusterDim
+        assert (size.y, size.z, config.gridDimX % size.x) == (1, 1, 0)
+        if config.sharedMemBytes > self.limits.get(function, 48 * 1024):
+            return 0
+        if size.x > 8 and function not in self.large_clusters:
+            return 0
+        return self.resident_clusters(size.x, config.sharedMemBytes)
 
     def _cuLaunchCooperativeKernel(self, function: int, grid: int, *rest: Any) -> Answer:
         smem = rest[5]

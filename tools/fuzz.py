@@ -65,9 +65,11 @@ def on_gpu() -> Runner:
         kind = case.kind
         gpu.dirt = number
         try:
-            prepared = gpu.engine.prepare(case.problem, route=kind.route, chunk=case.chunk, tuning=kind.tuning)
+            prepared = gpu.engine.prepare(
+                case.problem, route=kind.route, chunk=case.chunk, group=kind.group, tuning=kind.tuning
+            )
         except PlanError as error:  # a named route that does not fit says so
-            return ("", None) if kind.route == "persistent" else (f"no plan: {error}", None)
+            return ("", None) if kind.route in ("persistent", "clustered") else (f"no plan: {error}", None)
         found = gpu.run(
             case.logits,
             kind.k,
@@ -94,14 +96,14 @@ def on_cpu() -> Runner:
     def run(number: int, case: Case) -> tuple[str, Plan | None]:
         random = np.random.default_rng(number)
         kind = case.kind
-        slots = int(random.integers(2, 9))
+        slots = int(random.integers(2, 9)) + (kind.group or 0)
         problem = case.problem
         if problem.sm_budget is not None:
             problem = replace(problem, sm_budget=1 + problem.sm_budget % slots)
         try:
-            plan = plan_for(problem, slots, route=kind.route, chunk=case.chunk)
+            plan = plan_for(problem, slots, route=kind.route, chunk=case.chunk, group=kind.group)
         except PlanError as error:
-            return ("", None) if kind.route == "persistent" else (f"no plan: {error}", None)
+            return ("", None) if kind.route in ("persistent", "clustered") else (f"no plan: {error}", None)
         workspace = str(random.choice(WORKSPACES))
         words = dirt(workspace, plan.workspace_bytes // 4, random)
         for launch in range(2 if workspace == "leftovers" else 1):
@@ -161,7 +163,8 @@ def count(counts: Counter[str], case: Case, plan: Plan | None) -> None:
     if plan is None:
         counts["route that does not fit"] += 1
         return
-    counts[f"{plan.route}, {'cooperative' if plan.cooperative else 'none waits'}"] += 1
+    waits = "cooperative" if plan.cooperative else f"clusters of {plan.group}" if plan.group > 1 else "none waits"
+    counts[f"{plan.route}, {waits}"] += 1
     counts[f"loads of {plan.vec_size}"] += 1
     counts[options.dtype] += 1
     if plan.why.startswith("fallback"):

@@ -38,11 +38,12 @@ def lines() -> list[str]:
     """One line a plan, with registers as the kernels are limited to, not as compiled: the table needs no compiler."""
     table = [HEADINGS]
     for device in KNOWN_DEVICES.values():
-        registers = 65536 // 1024 // min_blocks(device.arch)
-        kernel = KernelInfo(registers=registers, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=0)
 
-        def occupancy(variant: Variant, smem: int, device=device, kernel=kernel) -> int:  # type: ignore[no-untyped-def]
-            return calculated_occupancy(kernel, device, smem)
+        def occupancy(variant: Variant, smem: int, device=device) -> int:  # type: ignore[no-untyped-def]
+            resident = min(variant.residency, min_blocks(device.arch, variant.threads))
+            registers = 65536 // variant.threads // resident
+            kernel = KernelInfo(registers=registers, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=0)
+            return calculated_occupancy(kernel, device, smem, variant.threads)
 
         for rows, width in SHAPES:
             for k in KS:

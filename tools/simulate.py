@@ -43,7 +43,9 @@ def explore(schedules: int, seed: int, slots: int | None, k: int | None, sanitiz
                     options += " --sanitize" if sanitize else ""
                     print(f"{scenario.plan.why}\n{complaint}\nrepeat: python tools/simulate.py {options}")
                     return 1
-                ran[f"{scenario.plan.route}, {'cooperative' if scenario.plan.cooperative else 'none waits'}"] += 1
+                made = scenario.plan
+                meets = f"by {made.group}" if made.route == "clustered" else "cooperative" if made.cooperative else ""
+                ran[f"{made.route}, {meets or 'none waits'}"] += 1
     print(
         f"{ran.total()} schedules, all exact: " + "; ".join(f"{what}: {count}" for what, count in sorted(ran.items()))
     )

@@ -14,7 +14,7 @@ from drvtopk.cli.options import add_options, in_words, options_of
 from drvtopk.cli.output import add_json, print_json, print_table, progress, whole
 from drvtopk.compiler import Compiled, check_arch, compile_variant, nvrtc_version
 from drvtopk.errors import InvalidArgument
-from drvtopk.spec import MAX_K, PLAIN, ROUTES, TOP_KS, Options, Variant
+from drvtopk.spec import CLUSTERS, MAX_K, PLAIN, ROUTES, TOP_KS, Options, Variant, has_pdl, max_cluster
 
 EVERY_VEC_SIZE = Options(dtype="bfloat16").vec_sizes
 
@@ -26,7 +26,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--vec-size", type=int, choices=EVERY_VEC_SIZE, action="append", help="repeatable (default: all)"
     )
-    parser.add_argument("--route", choices=ROUTES, action="append", help="repeatable (default: all)")
+    parser.add_argument(
+        "--route", choices=ROUTES, action="append", help="repeatable (default: all that the architecture has)"
+    )
+    parser.add_argument(
+        "--group", type=int, choices=CLUSTERS, action="append", help="blocks of a cluster, repeatable (default: all)"
+    )
+    parser.add_argument("--pdl", action="store_true", help="kernels for programmatic dependent launch")
     parser.add_argument("--out", type=Path, help="folder to write the cubins to")
     parser.add_argument("--no-cache", action="store_true", help="compile anew, so that every row has its seconds")
     add_options(parser, files=False)
@@ -35,14 +41,38 @@ def add(commands: Any) -> None:
 
 
 def instantiations(
+    arch: str,
     ks: Iterable[int] = TOP_KS,
     vec_sizes: Sequence[int] = (),
-    routes: Iterable[str] = ROUTES,
+    routes: Sequence[str] = (),
     options: Options = PLAIN,
+    *,
+    groups: Sequence[int] = (),
+    pdl: bool = False,
 ) -> list[Variant]:
-    """Every combination, in reading order; every load that there is for the dtype, unless some are named."""
-    loads = vec_sizes or options.vec_sizes
-    return [Variant(route=r, k=k, vec_size=v, options=options) for r in routes for k in ks for v in loads]
+    """Every combination that there is on `arch`, in reading order, of what is named, or else of all there is."""
+    loads, largest = vec_sizes or options.vec_sizes, max_cluster(arch)
+    if "clustered" in routes and largest == 1:
+        raise InvalidArgument("--route", "clustered", f"persistent or filtered: {arch} has no clusters for it")
+    found = []
+    for route in routes or ROUTES:
+        sizes = [n for n in groups or CLUSTERS if n <= largest] if route == "clustered" else [1]
+        found += [
+            Variant(
+                route=route,
+                k=k,
+                vec_size=load,
+                options=options,
+                residency=residency,
+                cluster=size,
+                pdl=pdl and route != "persistent",
+            )
+            for size in sizes
+            for residency in ((2,) if route == "persistent" else (1, 2))
+            for k in ks
+            for load in loads
+        ]
+    return found
 
 
 def compile_all(variants: Sequence[Variant], arch: str, cache: Cache | None) -> list[Compiled]:
@@ -56,17 +86,33 @@ def compile_all(variants: Sequence[Variant], arch: str, cache: Cache | None) -> 
                 future.cancel()
 
 
+def _named(v: Variant) -> str:
+    """'clustered_k1024_v4_x8_alone': what tells it from the others, as a part of a file's name."""
+    cluster = f"_x{v.cluster}" if v.cluster > 1 else ""
+    return f"{v.route}{v.options.suffix}_k{v.k}_v{v.vec_size}{cluster}{'_alone' * (v.residency == 1)}{'_pdl' * v.pdl}"
+
+
 def run(arguments: argparse.Namespace) -> int:
     arch = check_arch(arguments.arch)
     options = options_of(arguments)
-    variants = instantiations(arguments.k or TOP_KS, arguments.vec_size or (), arguments.route or ROUTES, options)
+    if arguments.pdl and not has_pdl(arch):
+        raise InvalidArgument("--pdl", "given", f"from sm_90 on; {arch} has no programmatic dependent launch")
+    variants = instantiations(
+        arch,
+        arguments.k or TOP_KS,
+        arguments.vec_size or (),
+        arguments.route or (),
+        options,
+        groups=arguments.group or (),
+        pdl=arguments.pdl,
+    )
     if arguments.out is not None:
         try:
             arguments.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidArgument("--out", str(arguments.out), f"a folder that can be made ({error})") from error
     compiled = compile_all(variants, arch, None if arguments.no_cache else Cache(default_folder()))
-    files = [f"{v.route}{options.suffix}_k{v.k}_v{v.vec_size}_{arch}.cubin" for v in variants]
+    files = [f"{_named(v)}_{arch}.cubin" for v in variants]
     if arguments.out is not None:
         for name, one in zip(files, compiled, strict=True):
             (arguments.out / name).write_bytes(one.cubin)
@@ -82,6 +128,10 @@ def run(arguments: argparse.Namespace) -> int:
                         "route": v.route,
                         "k": v.k,
                         "vec_size": v.vec_size,
+                        "group": v.cluster,
+                        "residency": v.residency,
+                        "threads": v.threads,
+                        "pdl": v.pdl,
                         **dataclasses.asdict(one.info),
                         "fixed_smem_bytes": v.fixed_smem_bytes,
                         "from_cache": one.from_cache,
@@ -94,10 +144,20 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{arch}, NVRTC {'.'.join(map(str, nvrtc_version()))}; options: {in_words(options)}")
     print_table(
-        ("instantiation", "registers", "spills", "static smem", "fixed dynamic smem", "cubin bytes", "seconds"),
+        (
+            "instantiation",
+            "threads",
+            "registers",
+            "spills",
+            "static smem",
+            "fixed dynamic smem",
+            "cubin bytes",
+            "seconds",
+        ),
         (
             (
                 v,
+                v.threads,
                 one.info.registers,
                 one.info.spill_bytes,
                 one.info.static_smem_bytes,

@@ -19,7 +19,7 @@ from drvtopk.cli.planning import calculator
 from drvtopk.cli.selecting import NOT_ON_A_DEVICE
 from drvtopk.plan import Plan, Problem, plan
 from drvtopk.reference import faults, topk_reference
-from drvtopk.spec import KNOWN_DEVICES, MAX_K
+from drvtopk.spec import KNOWN_DEVICES, MAX_K, PLAIN
 
 ROWS, WIDTH, SEED = 16, 131072, 20250929
 LAUNCHES, RUNS = 20, 5
@@ -126,7 +126,9 @@ def _without_a_device(
     problem: Problem, logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32], *, quiet: bool
 ) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
     device = KNOWN_DEVICES["h200"]
-    compiled = compile_all(instantiations(), device.arch, Cache(default_folder()))
+    kernels = instantiations(device.arch, (problem.k,), routes=("persistent", "filtered"))
+    kernels += instantiations(device.arch, (problem.k,), PLAIN.vec_sizes[-1:], ("clustered",))
+    compiled = compile_all(kernels, device.arch, Cache(default_folder()))
     made = plan(problem, device, calculator(device))
     started = time.perf_counter()
     indices = topk_reference(logits, problem.k, lengths)

@@ -14,8 +14,18 @@ from drvtopk.cli.output import add_json, print_json, print_pairs, whole
 from drvtopk.compiler import compile_variant
 from drvtopk.engine import current_engine
 from drvtopk.errors import DriverUnavailable, InvalidArgument
-from drvtopk.plan import MAX_STRIDE, Occupancy, Plan, Problem, calculated_occupancy, plan
+from drvtopk.plan import (
+    MAX_STRIDE,
+    Clusters,
+    Occupancy,
+    Plan,
+    Problem,
+    calculated_clusters,
+    calculated_occupancy,
+    plan,
+)
 from drvtopk.spec import (
+    CLUSTERS,
     KNOWN_DEVICES,
     MAX_K,
     MAX_ROWS,
@@ -44,7 +54,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--sms", type=whole(1, 10**6), help="instead of the device's SM count")
     parser.add_argument("--smem-optin", type=whole(1, 2**31 - 1), help="bytes a block may opt in to")
     parser.add_argument("--occupancy", type=whole(0, 64), help="blocks per SM, instead of the kernel's")
-    parser.add_argument("--chunk", type=whole(1, MAX_WIDTH), help="elements a block holds")
+    parser.add_argument("--chunk", type=whole(1, MAX_WIDTH), help="elements a block holds, of the route persistent")
+    parser.add_argument("--group", type=int, choices=CLUSTERS, help="blocks of a cluster, of the route clustered")
+    parser.add_argument("--pdl", action="store_true", help="programmatic dependent launch, where the GPU has it")
     add_options(parser, files=False)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -58,18 +70,30 @@ def find_device(name: str) -> DeviceInfo:
 
 
 class Asked:
-    """An occupancy, with a record of what it was asked and of the kernels it was asked about, for the report."""
+    """Occupancy and clusters, with a record of what was asked and of which kernels, for the report."""
 
-    def __init__(self, occupancy: Occupancy, info: Callable[[Variant], KernelInfo]) -> None:
+    def __init__(
+        self, occupancy: Occupancy, info: Callable[[Variant], KernelInfo], clusters: Clusters | None = None
+    ) -> None:
         self._occupancy = occupancy
         self._info = info
+        self._clusters = clusters  # the driver's answer, where there is a driver
         self.kernels: list[dict[str, Any]] = []
+        self.clusters: list[dict[str, Any]] = []
 
     def __call__(self, variant: Variant, smem_bytes: int) -> int:
         blocks = self._occupancy(variant, smem_bytes)
         asked = {"variant": str(variant), "smem_bytes": smem_bytes, "occupancy": blocks}
         self.kernels.append({**asked, **dataclasses.asdict(self._info(variant))})
         return blocks
+
+    def resident_clusters(self, device: DeviceInfo, variant: Variant, smem_bytes: int, occupancy: int) -> int:
+        """Of a kernel with this occupancy, on `device`, which may be assumed to be smaller than the driver's."""
+        resident = calculated_clusters(device, variant.cluster, occupancy)
+        if self._clusters is not None:
+            resident = min(self._clusters(variant, smem_bytes), device.sms * occupancy // variant.cluster)
+        self.clusters.append({"variant": str(variant), "smem_bytes": smem_bytes, "clusters": resident})
+        return resident
 
 
 def calculator(device: DeviceInfo) -> Asked:
@@ -79,7 +103,9 @@ def calculator(device: DeviceInfo) -> Asked:
     def info(variant: Variant) -> KernelInfo:
         return compile_variant(variant, device.arch, cache=cache).info
 
-    return Asked(lambda variant, smem_bytes: calculated_occupancy(info(variant), device, smem_bytes), info)
+    return Asked(
+        lambda variant, smem_bytes: calculated_occupancy(info(variant), device, smem_bytes, variant.threads), info
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,13 +119,14 @@ def run(arguments: argparse.Namespace) -> int:
         waits=arguments.waits,
         sm_budget=arguments.sm_budget,
         options=options_of(arguments),
+        pdl=arguments.pdl,
     )
     limits = {"sms": arguments.sms, "smem_optin": arguments.smem_optin}
     if arguments.device == "auto":
         try:
             with primary_context():
                 engine = current_engine()
-                asked = Asked(engine.occupancy, engine.kernel_info)
+                asked = Asked(engine.occupancy, engine.kernel_info, engine.clusters)
                 return _report(arguments, problem, engine.device.with_limits(**limits), asked, "driver")
         except DriverUnavailable as error:
             raise InvalidArgument("--device", f"'auto', and {error}", ", ".join(KNOWN_DEVICES)) from error
@@ -117,12 +144,29 @@ def _report(
     if arguments.occupancy is not None:
         source = "given"
 
-    def occupancy(variant: Variant, smem_bytes: int) -> int:
-        if smem_bytes > device.smem_optin:  # an assumed limit, which neither the driver nor a given figure knows
-            return 0
-        return asked(variant, smem_bytes) if arguments.occupancy is None else int(arguments.occupancy)
+    latest = 0
 
-    made = plan(problem, device, occupancy, route=arguments.route, chunk=arguments.chunk)
+    def occupancy(variant: Variant, smem_bytes: int) -> int:
+        nonlocal latest
+        if smem_bytes > device.smem_optin:  # an assumed limit, which neither the driver nor a given figure knows
+            latest = 0
+        else:
+            latest = asked(variant, smem_bytes) if arguments.occupancy is None else int(arguments.occupancy)
+        return latest
+
+    def clusters(variant: Variant, smem_bytes: int) -> int:  # asked after the occupancy of the same
+        sms = min(device.sms, problem.sm_budget or device.sms)
+        return asked.resident_clusters(device.with_limits(sms=sms), variant, smem_bytes, latest)
+
+    made = plan(
+        problem,
+        device,
+        occupancy,
+        route=arguments.route,
+        chunk=arguments.chunk,
+        group=arguments.group,
+        clusters=clusters,
+    )
     document = dataclasses.asdict(made)
     if arguments.json:
         print_json(
@@ -134,6 +178,7 @@ def _report(
                 "occupancy_source": source,
                 "device_info": dataclasses.asdict(device),
                 "kernels": asked.kernels,
+                "clusters": asked.clusters,
                 "asked": {
                     "device": arguments.device,
                     "route": arguments.route,
@@ -144,6 +189,8 @@ def _report(
                     "smem_optin": arguments.smem_optin,
                     "occupancy": arguments.occupancy,
                     "chunk": arguments.chunk,
+                    "group": arguments.group,
+                    "pdl": arguments.pdl,
                 },
             }
         )

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from drvtopk.plan import Problem
 from drvtopk.reference import faults, narrowed
 from drvtopk.source import kernel_sources
-from drvtopk.spec import DTYPES, NANS, Options, align
+from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DTYPES, NANS, ROUTES, Options, align
 from tests.harness.runner import COMPILER, Array, Ints, simulate
-from tests.harness.scenario import WIDTH, ancestor, any_scenario, plan_for, telling_scenario
+from tests.harness.scenario import TUNING, WIDTH, ancestor, any_scenario, plan_for, telling_scenario
 from tests.inputs import INPUTS, make
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
@@ -25,12 +25,13 @@ K = 64
 LENGTHS = (WIDTH, WIDTH - 1, 601, 600, 301, 300, K + 1, K, K - 1, 1, 0, -1, -(2**31), 2**31 - 1)
 
 
-@pytest.mark.parametrize("route", ["persistent", "filtered"])
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", INPUTS)
 def test_every_kind_of_input_on_every_path(name: str, route: str) -> None:
     lengths = np.array(LENGTHS, np.int32)
     x = make(name, len(lengths), WIDTH)
-    made = plan_for(Problem(rows=len(lengths), width=WIDTH, k=K), 7, route=route, chunk=500)
+    problem = Problem(rows=len(lengths), width=WIDTH, k=K)
+    made = plan_for(problem, 7, route=route, chunk=500 if route == "persistent" else None)
     words = np.full(made.workspace_bytes // 4, 0xFFFFFFFF, np.uint32)
     run = simulate(made, x, lengths, workspace=words, seed=len(name))
     assert run.status == "done", run.report
@@ -49,7 +50,7 @@ def test_under_address_and_undefined_behaviour_sanitizers() -> None:
     assert [f"seed {seed}: {text}" for seed, text in enumerate(complaints) if text] == []
 
 
-@pytest.mark.parametrize("route", ["persistent", "filtered"])
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("tie_break", ["smallest", "largest"])
 @pytest.mark.parametrize(("order", "k"), [("none", K), ("index", 2100), ("value", 4096)])
 def test_indices_of_two_digits_and_sorts_of_all_places(order: str, k: int, tie_break: str, route: str) -> None:
@@ -60,15 +61,27 @@ def test_indices_of_two_digits_and_sorts_of_all_places(order: str, k: int, tie_b
     exact(x[[0, 1, 2, 2]], k, Options(order=order, tie_break=tie_break), route, chunk=1000, lengths=lengths)
 
 
-@pytest.mark.parametrize(("route", "tie_break"), [("persistent", "smallest"), ("filtered", "largest")])
+@pytest.mark.parametrize(("route", "tie_break"), [*zip(ROUTES, ("smallest", "largest", "smallest"), strict=True)])
 def test_indices_of_three_digits(route: str, tie_break: str) -> None:
     width = (1 << 22) + 5000
     exact(np.zeros((1, width), np.float32), K, Options(tie_break=tie_break), route, chunk=1 << 20)
 
 
+@pytest.mark.parametrize("group", CLUSTERS)
+def test_a_cluster_shares_rows_of_all_numbers_of_samples(group: int) -> None:
+    for width in (10_000, 1 << 17, 1 << 19):
+        x = make("normal", 2, width)
+        problem = Problem(rows=2, width=width, k=K, sm_budget=group)  # one cluster for both
+        tuning = replace(DEFAULT_TUNING, cluster_threshold=9000)
+        made = plan_for(problem, group, route="clustered", group=group, tuning=tuning)
+        run = simulate(made, x)
+        assert run.status == "done", run.report
+        assert faults(x, K, None, run.out) == []
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nan", NANS)
-@pytest.mark.parametrize("route", ["persistent", "filtered"])
+@pytest.mark.parametrize("route", ROUTES)
 def test_few_nan_and_zeros_of_both_signs(route: str, nan: str, dtype: str) -> None:
     x = make("normal", 4, WIDTH)
     x[:, 5::90] = np.nan
@@ -81,7 +94,8 @@ def test_few_nan_and_zeros_of_both_signs(route: str, nan: str, dtype: str) -> No
 def exact(x: Array, k: int, options: Options, route: str, chunk: int, lengths: Ints | None = None) -> None:
     rows, width = x.shape
     problem = Problem(rows=rows, width=width, k=k, options=options)
-    made = plan_for(problem, 7, route=route, chunk=chunk if route == "persistent" else None)
+    tuning = replace(TUNING, max_candidates=2 * k) if route == "clustered" else TUNING  # which takes no less than k
+    made = plan_for(problem, 7, route=route, chunk=chunk if route == "persistent" else None, tuning=tuning)
     run = simulate(made, x, lengths)
     assert run.status == "done", run.report
     assert faults(x, k, lengths, run.out, options=options) == []
@@ -156,11 +170,12 @@ def test_the_same_seed_is_the_same_run() -> None:
 PLANTED = [
     (
         "loads.cuh",
-        "v < static_cast<int>(there) ? __ldg(row.base + at + v) : 0u",
-        "__ldg(row.base + at + v)",
+        "begin <= v && v < end ? __ldg(from + v) : fill",
+        "__ldg(from + v)",
         "which is",
     ),
-    ("loads.cuh", "if (at < last) look(", "if (at < last + 9) look(", "which is"),
+    ("loads.cuh", "if (at < stretch.last) look(", "if (at < stretch.last + 9) look(", "which is"),
+    ("row_pass.cuh", "if (at < stretch.last) look(", "if (at < stretch.last + 9) look(", "which is"),
     ("held.cuh", "keys[index - begin] = key", "keys[index - begin + 4000] = key", "past the end"),
     ("finish.cuh", "    indices[place] = static_cast<Index>(-1);", "    indices[place + 30000] = -1;", "not its own"),
     ("finish.cuh", "    indices[place] = static_cast<Index>(-1);", "    indices[place + 1] = -1;", "between two rows"),
@@ -186,7 +201,7 @@ def test_the_harness_notices_an_access_out_of_place(file: str, text: str, by: st
     assert sources[file].count(text.encode()) == 1
     sources[file] = sources[file].replace(text.encode(), by.encode())
     found = []
-    for seed in range(16):
+    for seed in range(60):
         found.append(any_scenario(seed, k=K, slots=4).complaint(sources=sources))
         if found[-1].startswith("fault: ") and says in found[-1]:
             return

@@ -14,6 +14,7 @@ from drvtopk.compiler import Compiled, compile_variant
 from drvtopk.plan import Problem, calculated_occupancy, plan
 from drvtopk.spec import (
     ARCHITECTURES,
+    CLUSTERS,
     KNOWN_DEVICES,
     MAX_K,
     PLAIN,
@@ -24,11 +25,25 @@ from drvtopk.spec import (
     Options,
     Tuning,
     Variant,
+    max_cluster,
     min_blocks,
 )
 
-VARIANTS = [Variant(route=r, k=k, vec_size=v) for r in ROUTES for k in TOP_KS for v in VEC_SIZES]
+VARIANTS = [Variant(route=r, k=k, vec_size=v) for r in ("persistent", "filtered") for k in TOP_KS for v in VEC_SIZES]
 VARIANTS += [replace(v, residency=1) for v in VARIANTS if v.route == "filtered"]
+_SHAPES = [(k, vec) for k in (*TOP_KS, MAX_K) for vec in VEC_SIZES]
+# Each size of a cluster at every load and every k, but not at all of both: there are too many to compile.
+CLUSTERED = [
+    Variant(route="clustered", k=k, vec_size=vec, cluster=cluster, residency=residency)
+    for number, cluster in enumerate(CLUSTERS)
+    for residency in (1, 2)
+    for k, vec in _SHAPES[(number + residency) % 4 :: 5]
+]
+# A kernel that waits for its predecessor itself.
+PDL = [
+    *(Variant(route="filtered", k=1024, vec_size=4, residency=residency, pdl=True) for residency in (1, 2)),
+    *(Variant(route="clustered", k=1024, vec_size=4, cluster=size, residency=1, pdl=True) for size in (2, 16)),
+]
 ODD_KS = (1, 500, 513, 3000, MAX_K)
 LONG = 131_072  # columns: a row that a group shares
 

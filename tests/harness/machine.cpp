@@ -32,9 +32,9 @@ struct Request {
   u64 seed, logits_bytes, lengths_bytes, starts_bytes, table_bytes, out_bytes, values_bytes, workspace_bytes;
   u64 logits_stride, out_stride, values_stride, table_stride;
   u32 offset, grid, slots, smem_bytes, rows, width, group, groups, chunk, candidates, cooperative;
-  u32 item_bytes, index_bytes, page_size, rows_per_table, vec, k;
+  u32 item_bytes, index_bytes, page_size, rows_per_table, vec, k, cluster, pdl;
 };
-static_assert(sizeof(Request) == 12 * 8 + 17 * 4 + 4, "the runner packs this");
+static_assert(sizeof(Request) == 12 * 8 + 19 * 4 + 4, "the runner packs this");
 
 struct Params {  // a kernel without options takes the first 80 bytes
   const unsigned char* logits;
@@ -70,7 +70,7 @@ struct Random {  // splitmix64
   u32 below(u32 n) { return static_cast<u32>((next() >> 32) * n >> 32); }
 };
 
-enum State : unsigned char { kReady, kBarrier, kExchange, kExited };
+enum State : unsigned char { kReady, kBarrier, kExchange, kCluster, kExited };
 
 struct Fiber {
   Context context;
@@ -80,7 +80,14 @@ struct Fiber {
   bool paused;
   int looked_at;  // the last workspace word it loaded (-1: none), and what it saw
   u32 saw;
+  u32 arrivals, waits;  // at cluster barriers
+  bool begun;           // it knows that the launch before this one has ended
   Learnt learnt;
+};
+
+struct Place {
+  const char* file;
+  int line;
 };
 
 struct Warp {
@@ -88,6 +95,8 @@ struct Warp {
   u32 arrived, turn;
   const char* file;
   int line;
+  Place arrives, waits;  // where its lanes were at the last cluster barrier
+  u32 arrivals, waited;  // which one that was
 };
 
 struct Block {
@@ -101,6 +110,11 @@ struct Block {
   int line = 0;
   std::vector<unsigned char> shared;
   Races races;
+  ClusterRaces cluster_races;
+  std::vector<bool> relaxed;      // which of its arrivals at cluster barriers release nothing
+  u32 acquired = 0;               // cluster barriers that some thread had waited for at the last barrier
+  ClusterRaces::Touch reached{};  // the last access from another block, by the cluster barrier that releases it
+  bool was_reached = false;
   View view;  // of the workspace, at the last barrier
   unsigned char* stacks = nullptr;
 };
@@ -109,6 +123,10 @@ Request request;
 Params params;
 Random choice;
 std::unique_ptr<Memory<Random>> memory;
+struct Cluster {
+  u32 met = 0, arrived = 0;  // barriers that are complete, and the threads at the next one
+};
+std::vector<Cluster> clusters;  // of request.cluster slots each
 std::vector<Block> slots;
 Block* block;  // the running one
 u32 self;      // the running thread of it
@@ -141,10 +159,11 @@ const char* name(const char* path) {
 
 void leave() { Context::change(block->fibers[self].context, scheduler); }
 
-void wake(u32 thread) {
-  block->fibers[thread].state = kReady;
-  block->ready.push_back(thread);
+void wake(Block& b, u32 thread) {
+  b.fibers[thread].state = kReady;
+  b.ready.push_back(thread);
 }
+void wake(u32 thread) { wake(*block, thread); }
 
 void wait(State state, const char* file, int line) {
   Fiber& fiber = block->fibers[self];
@@ -163,9 +182,45 @@ void yield() {
   leave();
 }
 
+bool clustered() { return request.cluster > 1; }
+
+// The blocks of a cluster stand in consecutive slots.
+Cluster& cluster_of(const Block& b) { return clusters[static_cast<std::size_t>(&b - slots.data()) / request.cluster]; }
+Block* cluster_blocks(const Block& b) {
+  return slots.data() + static_cast<std::size_t>(&b - slots.data()) / request.cluster * request.cluster;
+}
+
+// The cluster barrier that releases what was done: the thread's next one, or the first after it that releases.
+u32 released(const ClusterRaces::Touch& touch) {
+  const std::vector<bool>& relaxed = cluster_blocks(*block)[touch.block % request.cluster].relaxed;
+  u32 number = touch.arrivals + 1;
+  while (number < relaxed.size() && relaxed[number]) ++number;
+  return number;
+}
+
+// The cluster barriers behind which the running thread is: those it waited for, and those that its block did.
+u32 acquired() { return std::max(block->fibers[self].waits, block->acquired); }
+
+std::string thread_name(u32 thread) {
+  return thread == Races::kSeveral ? "several" : "thread " + std::to_string(thread);
+}
+
+// The block's shared memory goes with its last thread.
+void check_nobody_reaches() {
+  u32 last = 0;
+  for (const Fiber& f : block->fibers) last = std::max(last, f.waits);
+  if (block->was_reached && released(block->reached) > last)
+    fail(kFault, "block %u ends after %u cluster barriers, but block %u %s reaches it after %u", block->index, last,
+         block->reached.block, thread_name(block->reached.thread).c_str(), block->reached.arrivals);
+}
+
 void fiber_entry() {
   run_kernel(&params);
   idle = 0;
+  if (clustered()) {
+    if (block->exited + 1 == kThreads) check_nobody_reaches();
+    fall_behind(kThreads / 2);
+  }
   block->fibers[self].state = kExited;
   ++block->exited;
   leave();
@@ -176,6 +231,9 @@ void begin(Block& b, u32 index) {
   b.waiting = b.exited = b.interval = b.stall = 0;
   b.shared.assign(request.smem_bytes + kGuard, 0xA5);
   b.races.reset(request.smem_bytes);
+  if (clustered()) b.cluster_races.reset(request.smem_bytes);
+  b.acquired = 0, b.was_reached = false;
+  b.relaxed.clear();
   b.view.assign(memory->size(), 0);
   if (!b.stacks) {
     void* memory =
@@ -184,9 +242,11 @@ void begin(Block& b, u32 index) {
     b.stacks = static_cast<unsigned char*>(memory);
   }
   b.ready.clear();
-  for (Warp& warp : b.warps) warp.arrived = warp.turn = 0;
+  for (Warp& warp : b.warps) warp.arrived = warp.turn = warp.arrivals = warp.waited = 0;
   for (u32 t = 0; t < kThreads; ++t) {
     b.fibers[t].state = kReady, b.fibers[t].paused = false, b.fibers[t].looked_at = -1;
+    b.fibers[t].arrivals = b.fibers[t].waits = 0;
+    b.fibers[t].begun = !request.pdl;
     b.fibers[t].learnt.clear();
     b.fibers[t].context.begin(b.stacks + t * kStack, kStack, fiber_entry);
     b.ready.push_back(t);
@@ -212,28 +272,51 @@ void run(Block& b) {
   }
 }
 
+// Global memory may still be that of the launch before.
+void check_begun() {
+  if (!block->fibers[self].begun)
+    fail(kFault, "block %u thread %u goes to memory and has not waited for the launch before", block->index, self);
+}
+
+// An access of the running thread to a word of a block's shared memory: its own block's, or one of its cluster's.
+void touch_word(Block& owner, std::size_t word, Access access) {
+  static const char* const verbs[] = {"reads", "writes", "adds to"};
+  const auto complain = [&](const std::string& what) {
+    const std::string whose = &owner == block ? "" : " of block " + std::to_string(owner.index);
+    fail(kFault, "block %u thread %u %s shared %zu%s%s", block->index, self, verbs[static_cast<int>(access)], word,
+         whose.c_str(), what.c_str());
+  };
+  const auto race = [&](u32 rival) {
+    complain(" in a race with " + thread_name(rival) + ", no barrier since " + name(block->file) + ":" +
+             std::to_string(block->line));
+  };
+  if (word >= owner.races.words()) complain(", past the end");
+  if (owner.races.unwritten(word, access)) complain(", which nobody wrote");
+  if (!clustered()) {
+    const u32 rival = owner.races.rival(word, access, self, block->interval);
+    if (rival != Races::kNobody) race(rival);
+    return;
+  }
+  const ClusterRaces::Touch now{block->index, self, block->interval, block->fibers[self].arrivals, access};
+  if (const auto* rival = owner.cluster_races.rival(word, now, acquired(), released)) {
+    if (rival->block == block->index) race(rival->thread);
+    complain(" in a race with block " + std::to_string(rival->block) + " " + thread_name(rival->thread) + " after " +
+             std::to_string(rival->arrivals) + " cluster arrivals of that, " + std::to_string(acquired()) +
+             " waited for");
+  }
+}
+
 // Every access of the device code to memory comes here. It may write to its block's shared memory, to its own stack, and
 // once to each place of the output.
 void touch(const void* address, std::size_t bytes, Access access) {
   if (!kWatched || !block) return;
-  static const char* const verbs[] = {"reads", "writes", "adds to"};
-  const char* verb = verbs[static_cast<int>(access)];
   const auto offset = [&](const void* from) {
     return reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(from);
   };
   if (const std::size_t at = offset(block->shared.data()); at < request.smem_bytes + kGuard) {
-    for (std::size_t word = at / 4; word <= (at + bytes - 1) / 4; ++word) {
-      if (word >= block->races.words())
-        fail(kFault, "block %u thread %u %s shared %zu, past the end", block->index, self, verb, word);
-      if (block->races.unwritten(word, access))
-        fail(kFault, "block %u thread %u %s shared %zu, which nobody wrote", block->index, self, verb, word);
-      const u32 rival = block->races.rival(word, access, self, block->interval);
-      if (rival != Races::kNobody)
-        fail(kFault, "block %u thread %u %s shared %zu in a race with %s, no barrier since %s:%d", block->index, self,
-             verb, word, rival == Races::kSeveral ? "several" : ("thread " + std::to_string(rival)).c_str(),
-             name(block->file), block->line);
-    }
+    for (std::size_t word = at / 4; word <= (at + bytes - 1) / 4; ++word) touch_word(*block, word, access);
   } else if (access != Access::kRead && offset(block->stacks + self * kStack) >= kStack) {
+    check_begun();
     for (Output& o : outputs) {
       const std::size_t at = offset(o.bytes.data());
       if (at >= o.bytes.size()) continue;
@@ -248,7 +331,7 @@ void touch(const void* address, std::size_t bytes, Access access) {
       o.written[place] = true;
       return;
     }
-    fail(kFault, "block %u thread %u %s memory that is not its own", block->index, self, verb);
+    fail(kFault, "block %u thread %u writes memory that is not its own", block->index, self);
   }
 }
 
@@ -256,7 +339,9 @@ void touch(const void* address, std::size_t bytes, Access access) {
 std::string waits_for(const Fiber& f) {
   char text[160];
   if (f.state == kExited) return "finished";
-  if (f.state != kReady)
+  if (f.state == kCluster)
+    std::snprintf(text, sizeof text, "in cluster barrier %u at %s:%d", f.arrivals, name(f.file), f.line);
+  else if (f.state != kReady)
     std::snprintf(text, sizeof text, "at %s:%d", name(f.file), f.line);
   else if (f.looked_at >= 0)
     std::snprintf(text, sizeof text, "polling word %d which is %u", f.looked_at, f.saw);
@@ -268,6 +353,7 @@ std::string waits_for(const Fiber& f) {
 void describe() {
   std::sort(slots.begin(), slots.end(), [](const Block& a, const Block& b) { return a.index < b.index; });
   for (Block& b : slots) {
+    if (clustered() && !b.resident && b.exited == kThreads) std::fprintf(stderr, "block %u finished\n", b.index);
     if (!b.resident) continue;
     std::fprintf(stderr, "block %u after %u barriers: threads", b.index, b.interval);
     for (u32 t = 0, next; t < kThreads; t = next) {
@@ -286,6 +372,7 @@ namespace machine {
 unsigned char* shared_memory() { return block->shared.data(); }
 
 void check_logits(const void* from, unsigned bytes) {
+  check_begun();
   if (params.logits_stride < params.width) return;  // rows that overlap: no telling which one is read
   const u64 at = (static_cast<const unsigned char*>(from) - params.logits) / request.item_bytes;
   const u64 row = at / std::max(params.logits_stride, u64{1}), column = at - row * params.logits_stride;
@@ -304,6 +391,7 @@ void check_logits(const void* from, unsigned bytes) {
 }
 
 void check_integer(const int* from) {
+  check_begun();
   const auto inside = [&](const int* array, u64 bytes) { return array && static_cast<u64>(from - array) < bytes / 4; };
   if (!inside(params.lengths, request.lengths_bytes) && !inside(params.row_starts, request.starts_bytes) &&
       !inside(params.page_table, request.table_bytes))
@@ -322,6 +410,7 @@ void barrier(const char* file, int line) {
   for (u32 t = 0; t < kThreads; ++t) {
     block->fibers[t].learnt.add_to(block->view);
     block->fibers[t].learnt.clear();
+    block->acquired = std::max(block->acquired, block->fibers[t].waits);
     if (t != self) wake(t);
   }
   fall_behind(32);
@@ -398,6 +487,105 @@ u32 add(u32* p, u32 v, bool release) {
 
 }  // namespace
 
+void wait_for_predecessor() {
+  fall_behind(kThreads);
+  yield();
+  block->fibers[self].begun = true;
+}
+
+u32 cluster_rank() { return block->index % request.cluster; }
+
+namespace {
+
+// All lanes of a warp come to the same half of the same barrier.
+void check_aligned(Place& place, u32& last, u32 number, const char* file, int line) {
+  if (last == number && (place.line != line || place.file != file))
+    fail(kFault, "block %u warp %u is at %s:%d and at %s:%d", block->index, self / 32, name(file), line,
+         name(place.file), place.line);
+  last = number, place = {file, line};
+}
+
+void arrive(bool release, const char* file, int line) {
+  idle = 0;
+  yield();
+  Fiber& fiber = block->fibers[self];
+  if (fiber.arrivals != fiber.waits)
+    fail(kFault, "block %u thread %u arrives at %s:%d and has not waited since it arrived", block->index, self,
+         name(file), line);
+  const u32 number = ++fiber.arrivals;
+  Warp& warp = block->warps[self / 32];
+  check_aligned(warp.arrives, warp.arrivals, number, file, line);
+  if (block->relaxed.size() <= number) {  // the first thread of the block
+    block->relaxed.resize(number + 1);
+    fall_behind(8);
+  }
+  if (!release) block->relaxed[number] = true;
+  Cluster& cluster = cluster_of(*block);
+  if (++cluster.arrived == request.cluster * kThreads) {
+    cluster.arrived = 0;
+    ++cluster.met;
+    Block* const blocks = cluster_blocks(*block);
+    for (u32 rank = 0; rank < request.cluster; ++rank) {
+      for (u32 t = 0; t < kThreads; ++t) {
+        if (blocks[rank].fibers[t].state == kCluster) wake(blocks[rank], t);
+      }
+      if (choice.below(4) == 0) blocks[rank].stall = choice.below(400);
+    }
+  }
+  yield();
+}
+
+// The word of block `rank` that lies where `own` does in this block: others run first, then it is reached at once.
+u32* reach(const u32* own, u32 rank, Access access) {
+  fall_behind(1024);
+  yield();
+  idle = 0;
+  const u64 word = (reinterpret_cast<std::uintptr_t>(own) - reinterpret_cast<std::uintptr_t>(block->shared.data())) / 4;
+  const auto complain = [&](const char* what) {
+    fail(kFault, "block %u thread %u reaches for shared %lld of rank %u, %s", block->index, self,
+         static_cast<long long>(word), rank, what);
+  };
+  if (rank >= request.cluster) complain("which the cluster does not have");
+  if (word >= request.smem_bytes / 4 || reinterpret_cast<std::uintptr_t>(own) % 4) complain("which is no word of it");
+  Block& there = cluster_blocks(*block)[rank];
+  if (&there != block) {
+    if (there.exited == kThreads) complain("which has ended");
+    if (!acquired()) complain("which may not have begun: the cluster has not met");
+    const ClusterRaces::Touch now{block->index, self, block->interval, block->fibers[self].arrivals, access};
+    if (!there.was_reached || there.reached.arrivals <= now.arrivals) there.reached = now;
+    there.was_reached = true;
+  }
+  if (kWatched) touch_word(there, word, access);
+  return reinterpret_cast<u32*>(there.shared.data()) + word;
+}
+
+}  // namespace
+
+void cluster_arrive(const char* file, int line) { arrive(true, file, line); }
+void cluster_arrive_relaxed(const char* file, int line) { arrive(false, file, line); }
+void cluster_wait(const char* file, int line) {
+  idle = 0;
+  Fiber& fiber = block->fibers[self];
+  if (fiber.arrivals == fiber.waits)
+    fail(kFault, "block %u thread %u waits at %s:%d and has not arrived", block->index, self, name(file), line);
+  Warp& warp = block->warps[self / 32];
+  check_aligned(warp.waits, warp.waited, fiber.arrivals, file, line);
+  if (cluster_of(*block).met < fiber.arrivals) wait(kCluster, file, line);
+  fiber.waits = fiber.arrivals;
+  fall_behind(kThreads);
+  yield();
+}
+
+u32 remote_fetch_add(u32* own, u32 rank, u32 v) {
+  u32* const word = reach(own, rank, Access::kAtomic);
+  const u32 old = *word;
+  *word = old + v;
+  return old;
+}
+void remote_add(u32* own, u32 rank, u32 v) { *reach(own, rank, Access::kAtomic) += v; }
+void remote_store(u32* own, u32 rank, u32 v) { *reach(own, rank, Access::kWrite) = v; }
+u32 remote_load(const u32* own, u32 rank) { return *reach(own, rank, Access::kRead); }
+
 u32 load_acquire(const u32* p) { return load(p, true); }
 u32 load_relaxed(const u32* p) { return load(p, false); }
 void store_release(u32* p, u32 v) { store(p, v, true); }
@@ -445,11 +633,24 @@ std::vector<unsigned char> read(u64 bytes) {
 
 void simulate() {
   u32 started = 0, finished = 0;
-  slots.resize(std::min(request.slots, request.grid));
+  const u32 size = request.cluster;
+  slots.resize(std::min(request.slots, request.grid) / size * size);
+  clusters.resize(slots.size() / size);
+  std::vector<u32> left(request.grid / size);  // clusters that have not started
+  for (u32 c = 0; c < left.size(); ++c) left[c] = c;
+  if (slots.empty()) fail(kDeadlock, "no cluster of %u blocks fits into %u slots", size, request.slots);
   while (finished < request.grid) {
     Block& b = slots[choice.below(static_cast<u32>(slots.size()))];
     if (!b.resident) {
-      if (started < request.grid) begin(b, started++), idle = 0;
+      Block* const first = cluster_blocks(b);  // all blocks of a cluster start at once
+      const bool free = std::none_of(first, first + size, [](const Block& other) { return other.resident; });
+      if (free && !left.empty()) {
+        const u32 at = clustered() ? choice.below(static_cast<u32>(left.size())) : 0;
+        cluster_of(b) = {};
+        for (u32 rank = 0; rank < size; ++rank) begin(first[rank], left[at] * size + rank);
+        left.erase(left.begin() + at);
+        started += size, idle = 0;
+      }
       continue;
     }
     if (b.stall) {

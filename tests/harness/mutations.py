@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from drvtopk.source import kernel_sources
-from tests.harness.scenario import telling_scenario
+from tests.harness.scenario import telling_cluster, telling_scenario
 
 _FOUND = (
     (re.compile(r"\n[^\n/]*__syncthreads\(\);"), "", "no barrier"),
@@ -21,18 +21,24 @@ _FOUND = (
     (re.compile(r"(?<= )s\.above_count = (?=s\.)"), "", "above_count not reset"),
     (re.compile(r"s\.tie_count = (?=s\.|0)"), "", "tie_count not reset"),
     (re.compile(r"s\.candidate_count = (?=0)"), "", "candidate_count not reset"),
+    (re.compile(r"(?<= )cluster_barrier\(\);"), ";", "no cluster barrier"),
+    (re.compile(r"cluster_arrive\(\);"), "cluster_arrive_relaxed();", "relaxed arrival"),
+    (re.compile(r"ptx::cluster_wait\(\);"), "", "no wait for the cluster"),
 )
+_CLUSTERS = ("row_cluster.cuh", "clustered.cu")  # what only launches with clusters run
 # Where they count as found: ptx.cuh only defines them, and its stand-in is what runs here.
 _FILES = (
     "sync.cuh",
     "row_group.cuh",
     "row_alone.cuh",
     "row_pass.cuh",
+    "row_registers.cuh",
     "scan.cuh",
     "held.cuh",
     "rank.cuh",
     "select.cuh",
     "finish.cuh",
+    *_CLUSTERS,
 )
 
 # (file, the text, what stands there instead, what is missing)
@@ -90,6 +96,18 @@ _BY_HAND = (
     ),
     ("row_group.cuh", "meet_finish(m.state, m.rank);", "", "no second half of the meeting"),
     ("row_group.cuh", "meet_begin(m.state, m.rank);", ";", "no first half of the meeting"),
+    ("clustered.cu", "      met = true;\n", "", "the cluster never counts as met"),
+    ("clustered.cu", "row / p.groups % kCluster == rank", "true", "every block of a cluster takes the row"),
+    ("row_cluster.cuh", "if (met) {", "if (!met) {", "relaxed where something was written"),
+    ("row_cluster.cuh", "kept > room || ", "", "more is kept than there is room for"),
+    ("row_cluster.cuh", " || kept + ties < K", "", "too little is kept"),
+    ("row_cluster.cuh", "kept < K || __reduce_max", "__reduce_max", "blocks end before their ties are fetched"),
+    ("row_cluster.cuh", " || __reduce_max_sync(0xffffffffu, count) > slot", "", "blocks end before all is fetched"),
+    ("row_cluster.cuh", "i < min(own, slot)", "i < own", "more is sent than a slot holds"),
+    ("row_cluster.cuh", "s.tie_count = s.gathered = s.gathered_ties = 0", "s.tie_count = 0", "counters not reset"),
+    ("row_cluster.cuh", "if (tie_base + i < K)", "", "more ties than places"),
+    ("row_cluster.cuh", "if (place < list.room)", "", "listed behind what there is room for"),
+    ("row_cluster.cuh", "i < slot ? slots[list.room + at]", "true ? slots[list.room + at]", "indices are not fetched"),
 )
 
 
@@ -100,6 +118,8 @@ class Mutation:
     name: str
     sources: Mapping[str, bytes]
     """All kernel files, one of them changed."""
+    clusters: bool
+    """Whether only launches with clusters run the change."""
 
 
 def mutations() -> Iterator[Mutation]:
@@ -111,7 +131,7 @@ def mutations() -> Iterator[Mutation]:
         line = text.count("\n", 0, start + (text[start] == "\n")) + 1
         new = {name: data.encode() for name, data in sources.items()}
         new[file] = (text[:start] + by + text[end:]).encode()
-        return Mutation(name=f"{file}:{line} {what}", sources=new)
+        return Mutation(name=f"{file}:{line} {what}", sources=new, clusters=file in _CLUSTERS)
 
     for file in _FILES:
         for pattern, by, what in _FOUND:
@@ -127,7 +147,8 @@ def mutations() -> Iterator[Mutation]:
 def caught(mutation: Mutation, schedules: int = 80) -> str:
     """What the first schedule that notices the mutation says of it; nothing if none of them does."""
     for seed in range(schedules):
-        complaint = telling_scenario(seed).complaint(sources=mutation.sources)
+        scenario = telling_cluster(seed) if mutation.clusters else telling_scenario(seed)
+        complaint = scenario.complaint(sources=mutation.sources)
         if complaint:
             return f"schedule {seed}: {complaint}"
     return ""

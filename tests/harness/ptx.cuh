@@ -12,11 +12,24 @@ void add_relaxed(u32* p, u32 v);
 void add_release(u32* p, u32 v);
 u32 fetch_add_relaxed(u32* p, u32 v);
 void pause();
+void wait_for_predecessor();
+inline void let_successor_begin() {}
 [[noreturn]] void give_up(u32 what, u32 wanted, u32 seen);
 
 inline u32 load_shared(const u32* p) {  // beside atomics
   return machine::shared_update(const_cast<u32*>(p), machine::Update::kAdd, 0);
 }
+
+// Of clusters: a barrier in two halves, and places in the shared memory of block `rank`.
+u32 cluster_rank();
+void cluster_arrive(HERE);
+void cluster_arrive_relaxed(HERE);
+void cluster_wait(HERE);
+u32 remote_fetch_add(u32* own, u32 rank, u32 v);
+void remote_add(u32* own, u32 rank, u32 v);
+void remote_store(u32* own, u32 rank, u32 v);
+u32 remote_load(const u32* own, u32 rank);
+
 inline u32 lanes_below() { return (1u << threadIdx.x % 32) - 1; }
 
 }  // namespace ptx

@@ -1,6 +1,7 @@
 // Who touched a block's shared memory since its last barrier. Two threads, one word, at least one of them writing, no
 // barrier between: a race, whatever the order was this time. Atomics race with plain accesses only.
 #pragma once
+#include <cstddef>
 #include <vector>
 
 enum class Access : unsigned char { kRead, kWrite, kAtomic };
@@ -38,4 +39,55 @@ class Races {
     bool written = false;
   };
   std::vector<Word> words_;
+};
+
+// Who touched the shared memory of a block whose cluster reaches into it. The blocks are ordered by cluster barriers
+// alone: what a thread did is released by its next arrival that releases, and acquired by who has waited for that one.
+// Threads of one block are ordered by its own barriers too.
+class ClusterRaces {
+ public:
+  struct Touch {
+    unsigned block, thread;  // the thread may be Races::kSeveral
+    unsigned interval;       // the block's barriers so far
+    unsigned arrivals;       // the thread's, at cluster barriers
+    Access access;
+  };
+
+  void reset(std::size_t bytes) { words_.assign(bytes / 4, {}); }
+
+  // Notes what is done now, by a thread that has acquired the first `waits` cluster barriers, and what that races with
+  // (null: nothing). released(touch) is the number of the cluster barrier that releases it, which may be one to come.
+  template <class Released>
+  const Touch* rival(std::size_t word, const Touch& now, unsigned waits, Released released) {
+    std::vector<Touch>& touched = words_[word];
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < touched.size(); ++i) {
+      const Touch& t = touched[i];
+      const bool acquired = released(t) <= waits, together = t.block == now.block;
+      const bool before = acquired || (together && (t.interval != now.interval || t.thread == now.thread));
+      const bool harmless = t.access == now.access && t.access != Access::kWrite;
+      if (!before && !harmless) {
+        rival_ = t;
+        return &rival_;
+      }
+      // Whoever races with that touch later races with this one too, so that one is enough. (Unless that thread has
+      // arrived already and this one has not: then this one is acquired earlier.)
+      const bool stronger = t.access == now.access || now.access == Access::kWrite;
+      const bool covered = acquired || (together && t.interval != now.interval && t.arrivals <= now.arrivals);
+      if (!(stronger && covered)) touched[kept++] = t;
+    }
+    touched.resize(kept);
+    for (Touch& t : touched) {
+      if (t.block == now.block && t.interval == now.interval && t.arrivals == now.arrivals && t.access == now.access) {
+        if (t.thread != now.thread) t.thread = Races::kSeveral;
+        return nullptr;
+      }
+    }
+    touched.push_back(now);
+    return nullptr;
+  }
+
+ private:
+  std::vector<std::vector<Touch>> words_;
+  Touch rival_{};
 };

@@ -65,7 +65,7 @@ def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanit
     compiler = [COMPILER, "-std=c++17", "-g", "-O1", "-Wall", "-Wno-unknown-pragmas"]
     host = {name: text for name, text in files.items() if name in _MACHINE}
     numbers = [f"-D{name}={value}" for name, value in definitions(variant, "sm_90a").items()]
-    threads = f"-DHARNESS_THREADS={spec.THREADS}"
+    threads = f"-DHARNESS_THREADS={variant.threads}"
     if sanitize:
         compiler += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
         mode = ["-DHARNESS_SANITIZED", "-DHARNESS_STACK=65536"]
@@ -141,7 +141,7 @@ def simulate(
     if workspace is None:
         workspace = np.zeros(plan.workspace_bytes // 4, np.uint32)
     header = struct.pack(
-        "<12Q17I4x",
+        "<12Q19I4x",
         seed,
         flat.nbytes,
         *map(len, integers),
@@ -170,6 +170,8 @@ def simulate(
         1 if page_table is None else rows // len(page_table),
         plan.vec_size,
         plan.k,
+        plan.variant.cluster,
+        plan.pdl,
     )
     body = [flat.tobytes(), *integers, table.tobytes(), workspace.tobytes()]
     program = build(plan.variant, sources=sources, sanitize=sanitize)

@@ -9,7 +9,7 @@ import numpy as np
 
 from drvtopk.plan import Plan, Problem, plan
 from drvtopk.reference import faults, narrowed, select
-from drvtopk.spec import KNOWN_DEVICES, PLAIN, Options, align
+from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, PLAIN, Options, Tuning, align
 from tests.cases import SMALL, draw_options, every_pair
 from tests.harness.runner import Array, Floats, Ints, Run, Words, simulate
 from tests.inputs import INPUTS, make
@@ -21,10 +21,27 @@ KS = (16, 64, 100, 300)
 WORKSPACES = ("zeros", "ones", "random", "words of the meeting", "leftovers")
 
 
-def plan_for(problem: Problem, slots: int, *, route: str = "auto", chunk: int | None = None) -> Plan:
+def plan_for(
+    problem: Problem,
+    slots: int,
+    *,
+    route: str = "auto",
+    chunk: int | None = None,
+    group: int | None = None,
+    tuning: Tuning = TUNING,
+) -> Plan:
     """The planner's choice for a device on which `slots` blocks are resident at once."""
     device = replace(KNOWN_DEVICES["h200"], name=f"{slots} slots", sms=slots)
-    return plan(problem, device, lambda variant, smem: 1, route=route, chunk=chunk, tuning=TUNING)
+    return plan(
+        problem,
+        device,
+        lambda variant, smem: 1,
+        route=route,
+        chunk=chunk,
+        group=group,
+        clusters=lambda variant, smem: slots // variant.cluster,
+        tuning=tuning,
+    )
 
 
 def dirt(kind: str, words: int, random: np.random.Generator) -> Words:
@@ -36,13 +53,13 @@ def dirt(kind: str, words: int, random: np.random.Generator) -> Words:
     return random.integers(0, 2**32 if kind == "random" else 3, words, dtype=np.uint32)
 
 
-def rows_of_every_path(rows: int, k: int, random: np.random.Generator) -> tuple[Floats, Ints]:
-    """float32 (rows, WIDTH) of mixed kinds, and lengths among which every path and every limit comes up."""
+def rows_of_every_path(rows: int, k: int, random: np.random.Generator, *, width: int = WIDTH) -> tuple[Floats, Ints]:
+    """float32 (rows, width) of mixed kinds, and lengths among which every path and every limit comes up."""
     names = [str(name) for name in random.choice(list(INPUTS), rows)]
-    logits = np.concatenate([make(name, 1, WIDTH, seed=int(random.integers(2**31))) for name in names])
-    limits = (-(2**31), -1, 0, 1, k - 1, k, k + 1, 300, 301, 600, 601, WIDTH - 1, WIDTH, WIDTH + 1, 2**31 - 1)
+    logits = np.concatenate([make(name, 1, width, seed=int(random.integers(2**31))) for name in names])
+    limits = (-(2**31), -1, 0, 1, k - 1, k, k + 1, 300, 301, 600, 601, width - 1, width, width + 1, 2**31 - 1)
     kinds = random.integers(0, 6, rows)
-    inside = [random.integers(low, high, rows) for low, high in ((k, 301), (301, 601), (601, WIDTH + 1))]
+    inside = [random.integers(low, high, rows) for low, high in ((k, 301), (301, 601), (601, width + 1))]
     lengths = np.choose(kinds, [random.choice(limits, rows), *inside[:2], *[inside[2]] * 3])
     return logits, lengths.astype(np.int32)
 
@@ -131,17 +148,19 @@ def layout_of(width: int, vec: int) -> tuple[int, int]:
     return offset, align(width, 8) + extra
 
 
-def given_beside(options: Options, rows: int, random: np.random.Generator) -> tuple[Ints | None, Ints | None, int]:
+def given_beside(
+    options: Options, rows: int, random: np.random.Generator, *, width: int = WIDTH
+) -> tuple[Ints | None, Ints | None, int]:
     """Row starts, a page table and its page size, as far as the options ask for them."""
     starts = table = None
     page_size = 1
     if options.row_starts:
-        starts = random.choice([-(2**31), -1, 0, 1, 2, 3, 5, 8, 700, WIDTH - 1, WIDTH, 2**31 - 1], rows).astype(
+        starts = random.choice([-(2**31), -1, 0, 1, 2, 3, 5, 8, 700, width - 1, width, 2**31 - 1], rows).astype(
             np.int32
         )
     if options.page_table:
         page_size = int(random.choice([1, 7, 64, 4096]))
-        pages = -(-WIDTH // page_size)
+        pages = -(-width // page_size)
         tables = int(random.choice([n for n in range(1, rows + 1) if rows % n == 0]))
         table = np.stack([random.permutation(2 * pages)[:pages] for _ in range(tables)]).astype(np.int32)
         if options.index_dtype == "int64" and random.random() < 0.5:
@@ -154,29 +173,46 @@ def given_beside(options: Options, rows: int, random: np.random.Generator) -> tu
 def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -> Scenario:
     """Any route, options, vector size, group and layout."""
     random = np.random.default_rng(seed)
-    slots = int(random.integers(2, 9)) if slots is None else slots
+    route = str(random.choice(["auto", "filtered", "clustered"], p=[0.5, 0.2, 0.3]))
+    fitting = [size for size in CLUSTERS if slots is None or size <= slots]
+    group = int(random.choice(fitting)) if route == "clustered" and fitting else None
+    if group is None:
+        route = "filtered" if route == "filtered" else "auto"
+        slots = int(random.integers(2, 9)) if slots is None else slots
+    elif slots is None:
+        slots = group * int(random.integers(1, 3)) + int(random.integers(group))
+    assert slots is not None  # a type fact
     k = int(random.choice(KS)) if k is None else k
     rows = int(random.integers(1, 9))
-    offset, stride = layout_of(WIDTH, int(random.choice([1, 2, 4, 8])))
+    width, tuning, chunk = WIDTH, TUNING, None
+    if group is not None:
+        # Little room for what reaches a pivot, so that it does not fit or lies in several blocks, or much; and rows
+        # of which a block reads more than its first loads.
+        tuning = replace(TUNING, max_candidates=int(random.choice([n for n in (40, 70, 160, 400, 1400) if n >= k])))
+        width = int(random.choice([WIDTH, WIDTH, WIDTH, 9000, 20_000]))
+    offset, stride = layout_of(width, int(random.choice([1, 2, 4, 8])))
     options = any_options(random)
-    problem = Problem(rows=rows, width=WIDTH, k=k, stride=stride, offset=offset, options=options)
+    problem = Problem(rows=rows, width=width, k=k, stride=stride, offset=offset, options=options)
     if random.random() < 0.2:
-        problem = replace(problem, max_seq_len=int(random.integers(0, WIDTH)))  # a hint that may be wrong
+        problem = replace(problem, max_seq_len=int(random.integers(0, width)))  # a hint that may be wrong
     if random.random() < 0.3:
-        problem = replace(problem, sm_budget=int(random.integers(1, slots + 1)))
-    if random.random() < 0.1:
+        problem = replace(problem, sm_budget=int(random.integers(1 if group is None else group, slots + 1)))
+    if group is None and random.random() < 0.1:
         problem = replace(problem, waits="never")
-    chunk = int(random.integers(WIDTH // slots, WIDTH + 1)) if random.random() < 0.6 else None
-    logits, lengths = rows_of_every_path(rows, k, random)
+    if random.random() < 0.2:
+        problem = replace(problem, pdl=True)
+    if group is None and random.random() < 0.6:
+        chunk = int(random.integers(width // slots, width + 1))
+    logits, lengths = rows_of_every_path(rows, k, random, width=width)
     if random.random() < 0.3:  # every value a few times: also where the last few places are decided, ties are
-        logits = np.take_along_axis(logits, random.integers(0, WIDTH // 4, logits.shape), axis=1)
+        logits = np.take_along_axis(logits, random.integers(0, width // 4, logits.shape), axis=1)
     if random.random() < 0.3:  # fewer than places: what the options say of them decides
         few = random.random(logits.shape) < 0.01
         logits[few] = random.choice(np.array([0.0, -0.0, np.nan, -np.nan], np.float32), int(few.sum()))
-    starts, table, page_size = given_beside(options, rows, random)
+    starts, table, page_size = given_beside(options, rows, random, width=width)
     out_gap, values_gap = (int(gap) for gap in random.choice([0, 1, 100], 2))
     return Scenario(
-        plan=plan_for(problem, slots, route="filtered" if random.random() < 0.3 else "auto", chunk=chunk),
+        plan=plan_for(problem, slots, route=route, chunk=chunk, group=group, tuning=tuning),
         logits=narrowed(logits, options.dtype),
         lengths=lengths,
         row_starts=starts,
@@ -199,20 +235,61 @@ def telling_scenario(seed: int) -> Scenario:
     meeting = kind == 1
     rows, chunk, slots = (2, 252, 13) if meeting else (10, 500, 7)
     k = 200 if kind == 3 else 64  # enough that the sort crosses warps
+    if seed % 32 == 2:
+        k = 32  # few enough that there is room for a queue
     logits, lengths = rows_of_every_path(rows, k, random)
     if kind == 3 and seed % 8 == 3:
         with np.errstate(invalid="ignore"):
             logits = np.round(logits)  # ties, where these rows are told apart by index and sorted
     options = Options(order="value", tie_break="smallest") if kind == 3 else PLAIN
+    if seed % 16 == 14:  # values that nothing is quick with: held in shared memory, and not queued
+        options = Options(dtype="float16")
     problem = Problem(rows=rows, width=WIDTH, k=k, options=options, sm_budget=3 if kind == 2 else None)
     return Scenario(
         plan=plan_for(
             problem, slots, route="filtered" if kind == 2 else "persistent", chunk=None if kind == 2 else chunk
         ),
-        logits=logits,
+        logits=narrowed(logits, options.dtype),
         lengths=np.full(rows, WIDTH, np.int32) if meeting else lengths,
         workspace="words of the meeting" if meeting else str(random.choice(WORKSPACES)),
         offset=0,
+        slots=slots,
+        seed=seed,
+    )
+
+
+def telling_cluster(seed: int) -> Scenario:
+    """Four instantiations with clusters, in turn: rows of all kinds; too little room, so that what reaches a pivot is
+    fetched or does not fit, or no pivot is tried; rows of which a block reads more than its first loads; sorted, with
+    ties told apart. Each cluster has several rows."""
+    random = np.random.default_rng(seed)
+    kind = seed % 4
+    group, rows, k, width, room = ((4, 10, 64, WIDTH, 400), (8, 6, 32, WIDTH, 70), (2, 4, 16, 9000, 160))[kind % 3]
+    if kind == 1 and seed % 8 > 3:
+        room = 40
+    if kind == 3:
+        k = 200  # enough that the sort crosses warps
+    logits, lengths = rows_of_every_path(rows, k, random, width=width)
+    if seed % 8 > 3:
+        with np.errstate(invalid="ignore", over="ignore"):
+            logits = np.round(logits * np.float32(8)) / np.float32(8)  # ties
+    offset, stride = layout_of(width, 1 if kind == 2 else 4)
+    problem = Problem(
+        rows=rows,
+        width=width,
+        k=k,
+        stride=stride,
+        offset=offset,
+        options=Options(order="value", tie_break="smallest") if kind == 3 else PLAIN,
+        sm_budget=2 * group if kind < 2 else group,
+    )
+    slots = 2 * group + 1
+    return Scenario(
+        plan=plan_for(problem, slots, route="clustered", group=group, tuning=replace(TUNING, max_candidates=room)),
+        logits=logits,
+        lengths=np.full(rows, width, np.int32) if kind == 1 else lengths,
+        workspace="zeros",
+        offset=offset,
         slots=slots,
         seed=seed,
     )

@@ -11,6 +11,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __grid_constant__
 
 struct Dim {
@@ -33,6 +34,12 @@ inline float __uint_as_float(unsigned bits) {
   std::memcpy(&x, &bits, 4);
   return x;
 }
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __fdividef(float x, float y) { return x / y; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 
@@ -72,6 +79,12 @@ inline unsigned __reduce_max_sync(unsigned, unsigned value, HERE) {
 inline unsigned __reduce_min_sync(unsigned, unsigned value, HERE) {
   const unsigned* given = machine::exchange(value, file, line);
   return *std::min_element(given, given + 32);
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned value, HERE) {
+  const unsigned* given = machine::exchange(value, file, line);
+  unsigned sum = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) sum += given[lane];
+  return sum;
 }
 inline unsigned __ballot_sync(unsigned, bool vote, HERE) {
   const unsigned* given = machine::exchange(vote, file, line);

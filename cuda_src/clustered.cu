@@ -1,0 +1,26 @@
+// drvtopk_clustered<TopK, VecSize>: the blocks of a hardware cluster share each long row; every other row belongs to
+// one block of the cluster. For few rows, on GPUs that have clusters. Grid: groups x kCluster; cluster c takes rows c,
+// c + groups, ... Dynamic shared memory: Shared<K> up to `rest`, then `candidates` pairs.
+#include "row_alone.cuh"
+#include "row_cluster.cuh"
+
+extern "C" __global__ void __cluster_dims__(DRVTOPK_CLUSTER, 1, 1)
+    __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS) DRVTOPK_ENTRY(const __grid_constant__ Params p) {
+  constexpr int K = DRVTOPK_K, Vec = DRVTOPK_VEC;
+  extern __shared__ __align__(16) unsigned char dynamic[];
+  ptx::wait_for_predecessor();
+  Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
+  const u32 rank = ptx::cluster_rank();
+  bool met = false;
+#pragma unroll 1
+  for (u32 row = blockIdx.x / kCluster; row < p.rows; row += p.groups) {
+    const Row from = row_of<Vec>(p, row);
+    if (from.n > kClusterThreshold && from.n > K) {
+      row_cluster<K, Vec>(from, p, row, rank, met, sh);
+      met = true;
+    } else if (row / p.groups % kCluster == rank) {
+      row_alone<K, Vec, false>(from, p, row, sh);
+    }
+  }
+  ptx::let_successor_begin();
+}

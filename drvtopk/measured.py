@@ -1,0 +1,93 @@
+"""How long each route takes, as measured on a GPU (`measured.json`, written by tools/tune.py) or as a model guesses.
+
+Times are microseconds a launch at k 1024, float32, in a graph, L2 cold. The planner compares them with each other only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from drvtopk.spec import CLUSTERS, DeviceInfo
+
+Grid = Mapping[int, Mapping[int, float]]  # rows -> length -> microseconds
+
+
+@cache
+def _table() -> dict[tuple[str, int], dict[str, Grid]]:
+    """(device name, SMs) -> route -> times. A route that shares rows by clusters is named 'clustered:8'."""
+    found: dict[tuple[str, int], dict[str, Grid]] = {}
+    path = Path(__file__).with_name("measured.json")
+    if not path.exists():
+        return found
+    for device in json.loads(path.read_text())["devices"]:
+        times: dict[str, Grid] = {
+            route: {int(rows): {int(n): float(us) for n, us in line.items()} for rows, line in grid.items()}
+            for route, grid in device["times"].items()
+        }
+        for name in device["names"]:
+            found[name, device["sms"]] = times
+    return found
+
+
+def measured_times(device: DeviceInfo, rows: int, length: int) -> dict[str, float]:
+    """Route -> microseconds for `rows` rows of `length`, between the shapes that were measured on this device.
+
+    Log-linear in rows and length; beyond the measured shapes as at their end. Empty where the device was not measured;
+    a route that was not measured at each of the shapes around is left out.
+    """
+    grids = _table().get((device.name, device.sms), {})
+    if not grids:
+        return {}
+    fewer, more, share = _neighbours(sorted({r for grid in grids.values() for r in grid}), rows)
+    lengths = sorted({n for grid in grids.values() for line in grid.values() for n in line})
+    below, above, part = _neighbours(lengths, length)
+    found = {}
+    for route, grid in grids.items():
+        corners = [grid.get(r, {}).get(n) for r in (fewer, more) for n in (below, above)]
+        if all(corners):
+            first, second, third, fourth = (math.log(us) for us in corners if us is not None)
+            low, high = first * (1 - part) + second * part, third * (1 - part) + fourth * part
+            found[route] = math.exp(low * (1 - share) + high * share)
+    return found
+
+
+def _neighbours(known: list[int], value: int) -> tuple[int, int, float]:
+    """The known numbers around a value, and how far it is from the first to the second, by their logarithms."""
+    at = bisect_right(known, value)
+    if at == 0:
+        return known[0], known[0], 0.0
+    if at == len(known) or known[at - 1] == value:  # at a known one no other is asked, which may not be known
+        return known[at - 1], known[at - 1], 0.0
+    low, high = known[at - 1], known[at]
+    return low, high, math.log(value / low) / math.log(high / low)
+
+
+# What the model is made of: microseconds before and after a long row is read, and bytes a microsecond that one SM reads
+# (of which all together get but a part), roughly as an H200 has them.
+_FIXED = {"filtered": 7.0, "clustered": 7.0, "persistent": 10.5}
+_SM_BYTES = 50_000.0
+_DEVICE_BYTES_OF_AN_SM = 32_000.0
+
+
+def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int) -> dict[str, float]:
+    """The same for a device that was never measured, from its SMs and clusters: good for comparing only."""
+    size = 4.0 * length
+
+    def time(fixed: float, blocks_of_a_row: int, slots: int) -> float:
+        waves = -(-rows * blocks_of_a_row // max(slots, 1))
+        busy = min(rows * blocks_of_a_row, slots)
+        rate = min(_SM_BYTES, _DEVICE_BYTES_OF_AN_SM * device.sms / max(busy, 1))
+        return waves * (fixed + size / blocks_of_a_row / rate)
+
+    found = {"filtered": time(_FIXED["filtered"], 1, device.sms)}
+    for group in CLUSTERS:
+        if group <= device.max_cluster:
+            found[f"clustered:{group}"] = time(_FIXED["clustered"], group, device.sms * 7 // 8 // group * group)
+    if rows * sms_to_share <= device.sms:
+        found["persistent"] = time(_FIXED["persistent"], device.sms // max(rows, 1), device.sms)
+    return found
