@@ -13,6 +13,7 @@ from tests.harness.runner import COMPILER
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
 
 
+@pytest.mark.timeout(2400)
 def test_every_mutation_is_caught() -> None:
     listed = list(mutations())
     assert len(listed) > 50

@@ -80,7 +80,7 @@ _BY_HAND = (
         "members sorted before all are there",
     ),
     ("row_group.cuh", "if (my_turn()) {", "{", "every block writes the sorted row"),
-    ("row_pass.cuh", "kept > room || ", "", "more is kept than there is room for"),
+    ("row_pass.cuh", "kept > list.room || ", "", "more is kept than there is room for"),
     ("row_pass.cuh", " || kept + ties < K", "", "too little is kept"),
     ("row_pass.cuh", "if (place < room)", "if (true)", "written behind what there is room for"),
     ("row_pass.cuh", "if (place < K)", "if (true)", "more ties than places"),

@@ -17,6 +17,7 @@ from tests.inputs import INPUTS, make
 # Rows of at most 1500 elements take every path.
 TUNING = SMALL
 WIDTH = 1500
+ROOMY = replace(TUNING, max_candidates=1400, samples=512)  # room for a queue beside the list of what reaches a pivot
 KS = (16, 64, 100, 300)
 WORKSPACES = ("zeros", "ones", "random", "words of the meeting", "leftovers")
 
@@ -190,6 +191,8 @@ def any_scenario(seed: int, *, slots: int | None = None, k: int | None = None) -
         # of which a block reads more than its first loads.
         tuning = replace(TUNING, max_candidates=int(random.choice([n for n in (40, 70, 160, 400, 1400) if n >= k])))
         width = int(random.choice([WIDTH, WIDTH, WIDTH, 9000, 20_000]))
+    elif random.random() < 0.3:
+        tuning = ROOMY
     offset, stride = layout_of(width, int(random.choice([1, 2, 4, 8])))
     options = any_options(random)
     problem = Problem(rows=rows, width=width, k=k, stride=stride, offset=offset, options=options)
@@ -235,8 +238,9 @@ def telling_scenario(seed: int) -> Scenario:
     meeting = kind == 1
     rows, chunk, slots = (2, 252, 13) if meeting else (10, 500, 7)
     k = 200 if kind == 3 else 64  # enough that the sort crosses warps
+    tuning = TUNING
     if seed % 32 == 2:
-        k = 32  # few enough that there is room for a queue
+        k, tuning = 32, ROOMY
     logits, lengths = rows_of_every_path(rows, k, random)
     if kind == 3 and seed % 8 == 3:
         with np.errstate(invalid="ignore"):
@@ -247,7 +251,11 @@ def telling_scenario(seed: int) -> Scenario:
     problem = Problem(rows=rows, width=WIDTH, k=k, options=options, sm_budget=3 if kind == 2 else None)
     return Scenario(
         plan=plan_for(
-            problem, slots, route="filtered" if kind == 2 else "persistent", chunk=None if kind == 2 else chunk
+            problem,
+            slots,
+            route="filtered" if kind == 2 else "persistent",
+            chunk=None if kind == 2 else chunk,
+            tuning=tuning,
         ),
         logits=narrowed(logits, options.dtype),
         lengths=np.full(rows, WIDTH, np.int32) if meeting else lengths,
