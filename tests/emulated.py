@@ -82,6 +82,8 @@ FAULTS = (
     "values_of_empty_places",
     "pages_of_minus_one",
     "high_words_left",
+    "last_part_missed",
+    "successor_early",
     "hangs",
 )
 
@@ -94,9 +96,11 @@ class EmulatedDriver(FakeDriver):
         self.fault = fault
         self.held: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
         self.variants: dict[int, str] = {}
+        self.entries: dict[int, str] = {}
         self.recording: dict[int, list[Callable[[], None]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.copies = 0
+        self.last_out = 0
         self.latest: tuple[object, Ints] = (None, np.empty((0, 0), np.int32))
 
     # Memory
@@ -143,6 +147,9 @@ class EmulatedDriver(FakeDriver):
         ctypes.memmove(host, self._inside(address, size), size)
         return (0,)
 
+    def _cuMemcpyDtoHAsync(self, host: int, address: int, size: int, stream: int) -> Answer:
+        return self._cuMemcpyDtoH(host, address, size)
+
     def _cuMemsetD8Async(self, address: int, byte: int, size: int, stream: int) -> Answer:
         ctypes.memset(self._inside(address, size), byte, size)
         return (0,)
@@ -157,6 +164,7 @@ class EmulatedDriver(FakeDriver):
     def _cuModuleGetFunction(self, module: int, name: bytes) -> int:
         handle = self._handle()
         self.variants[handle] = self.variants[module]
+        self.entries[handle] = name.decode()
         return handle
 
     def _checked(self, function: int, grid: int, threads: int, smem: int) -> None:
@@ -170,7 +178,22 @@ class EmulatedDriver(FakeDriver):
 
     def _cuLaunchKernel(self, function: int, grid: int, *rest: Any) -> Answer:
         self._checked(function, grid, rest[2], rest[5])
+        if self.entries[function] in ("blocker", "producer"):
+            getattr(self, f"_{self.entries[function]}")(grid, rest[7])
         return self._launch(function, rest[6], rest[7])
+
+    def _arguments(self, pointers: int, count: int) -> list[int]:
+        """Those of a kernel that takes 64-bit words."""
+        at = (ctypes.c_void_p * count).from_address(pointers)
+        return [int(ctypes.c_uint64.from_address(address or 0).value) for address in at]
+
+    def _blocker(self, grid: int, pointers: int) -> None:
+        """It has started, and is no more in the way than that."""
+        self._array(self._arguments(pointers, 3)[1], (1, 1), 1, np.uint32)[:] = grid
+
+    def _producer(self, grid: int, pointers: int) -> None:
+        row, count, _ = self._arguments(pointers, 3)
+        self._array(row, (1, count), count, np.float32)[0] = np.arange(count, dtype=np.float32)
 
     def _cuLaunchKernelEx(self, config: Any, function: int, pointers: int, extra: int) -> Answer:
         (overlap,) = config.attrs[: config.numAttrs]
@@ -178,7 +201,7 @@ class EmulatedDriver(FakeDriver):
         assert overlap.value.programmaticStreamSerializationAllowed == 1
         assert not self.variants[function] or _compiled[int(self.variants[function])].pdl, "it waits for nobody"
         self._checked(function, config.gridDimX, config.blockDimX, config.sharedMemBytes)
-        return self._launch(function, config.hStream, pointers)
+        return self._launch(function, config.hStream, pointers, early=self.fault == "successor_early")
 
     def _cuLaunchCooperativeKernel(self, function: int, grid: int, *rest: Any) -> Answer:
         self._checked(function, grid, rest[2], rest[5])
@@ -189,7 +212,7 @@ class EmulatedDriver(FakeDriver):
             time.sleep(1000)
         return self._launch(function, rest[6], rest[7])
 
-    def _launch(self, function: int, stream: int, pointers: int) -> Answer:
+    def _launch(self, function: int, stream: int, pointers: int, *, early: bool = False) -> Answer:
         if not self.variants[function]:
             return (0,)
         (block,) = (ctypes.c_void_p * 1).from_address(pointers)
@@ -201,10 +224,14 @@ class EmulatedDriver(FakeDriver):
         if self.fault == "graph_keeps_lengths" and stream in self.recording:
             lengths, rows = int(np.frombuffer(params, np.uint64, 2)[1]), int(np.frombuffer(params, np.uint32, 13)[12])
             counts = self._array(lengths, (1, rows), rows, np.int32)[0].copy()
+        _, lengths, out = np.frombuffer(params, np.uint64, 3).tolist()
+        if early and lengths == self.last_out:  # it began before its predecessor had written
+            counts = np.full(int(np.frombuffer(params, np.uint32, 13)[12]), 0x7B7B7B7B, np.int32)
+        self.last_out = out
 
         def work() -> None:
             if variant.options == PLAIN:
-                self._select(variant.route, variant.k, params, counts)
+                self._select(variant, params, counts)
             else:
                 self._select_with(variant.options, variant.k, params)
 
@@ -214,7 +241,8 @@ class EmulatedDriver(FakeDriver):
             work()
         return (0,)
 
-    def _select(self, route: str, k: int, params: bytes, counts: Ints | None) -> None:
+    def _select(self, variant: Variant, params: bytes, counts: Ints | None) -> None:
+        route, k = variant.route, variant.k
         logits, lengths, out, workspace, stride, out_stride = np.frombuffer(params, np.uint64, 6).tolist()
         rows, width, group, groups, _, _, cooperative, _ = np.frombuffer(params, np.uint32, 8, 48).tolist()
         fault = self.fault
@@ -247,6 +275,8 @@ class EmulatedDriver(FakeDriver):
             m = min(n, k)
             from_row = (row + groups) % rows if fault == "rows_shifted_in_groups" and row >= groups else row
             keys = rank(np.ascontiguousarray(x[from_row, :n])) if n else np.empty(0)
+            if fault == "last_part_missed" and route == "clustered" and n > variant.tuning.cluster_threshold:
+                keys[-(-n // (32 * group)) * 32 * (group - 1) :] = 0
             best = np.argpartition(keys, n - m)[n - m :] if n > m else np.arange(n)
             to[row, :m] = best
             if fault != "stale_tail":

@@ -1,5 +1,7 @@
 """Writes the golden plan table: the plans of a range of shapes on every known device, for people to read in a diff.
 
+No measured time decides any of them, only the model: measurements change, and the table is of the rules.
+
 python tools/plan_table.py > tests/cpu/golden_plans.txt
 """
 
@@ -7,9 +9,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from drvtopk import measured
 from drvtopk.plan import Problem, calculated_occupancy, plan
 from drvtopk.spec import KNOWN_DEVICES, KernelInfo, Variant, min_blocks
 
@@ -30,7 +34,7 @@ SHAPES = [
     (4096, 32770),
 ]
 KS = (512, 2048)
-HEADINGS = ["device", "rows", "width", "k", "route", "vec", "grid", "group", "groups", "chunk"]
+HEADINGS = ["device", "rows", "width", "k", "route", "vec", "grid", "block", "group", "groups", "chunk", "candidates"]
 HEADINGS += ["smem", "occ", "cap", "headroom", "kept", "workspace"]
 
 
@@ -47,10 +51,11 @@ def lines() -> list[str]:
 
         for rows, width in SHAPES:
             for k in KS:
-                p = plan(Problem(rows=rows, width=width, k=k), device, occupancy)
+                with mock.patch.object(measured, "_table", dict):
+                    p = plan(Problem(rows=rows, width=width, k=k), device, occupancy)
                 kept = "yes" if p.headroom_kept else "no"
-                row = (device.name, rows, width, k, p.route, p.vec_size, p.grid, p.group, p.groups, p.chunk)
-                limits = (p.smem_bytes, p.occupancy, p.resident_cap, p.headroom, kept, p.workspace_bytes)
+                row = (device.name, rows, width, k, p.route, p.vec_size, p.grid, p.block, p.group, p.groups, p.chunk)
+                limits = (p.candidates, p.smem_bytes, p.occupancy, p.resident_cap, p.headroom, kept, p.workspace_bytes)
                 table.append([str(cell) for cell in (*row, *limits)])
     widths = [max(len(row[i]) for row in table) for i in range(len(HEADINGS))]
     return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in table]

@@ -1,4 +1,4 @@
-"""Runs both kernels under compute-sanitizer: memcheck, racecheck, synccheck, initcheck, at several group sizes.
+"""Runs every kernel under compute-sanitizer: memcheck, racecheck, synccheck, initcheck, at several group sizes.
 
     python tools/sanitize.py                      # all four tools
     python tools/sanitize.py --tool racecheck     # one
@@ -22,22 +22,24 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-GROUPS = (2, 5, 93)
+GROUPS = {"persistent": (2, 5, 93), "filtered": (1,), "clustered": (2, 8)}
 
 
 def target() -> int:
-    """What runs under the tool: every path of both kernels, at each group size; returns how many runs were exact."""
+    """What runs under the tool: every path of each kernel, at each group size; returns how many runs were exact."""
     import numpy as np
 
     import drvtopk
     from drvtopk.engine import current_engine
     from drvtopk.plan import Problem
     from drvtopk.reference import narrowed
-    from drvtopk.spec import PLAIN, ROUTES, Options, Tuning
+    from drvtopk.spec import PLAIN, Options, Tuning
     from tests.gpu.support import Gpu, layout
     from tests.inputs import make
 
-    tuning = Tuning(short_max=512, radix_threshold=1024, min_chunk=4, max_candidates=160, samples=128)
+    tuning = Tuning(
+        short_max=512, radix_threshold=1024, cluster_threshold=1024, min_chunk=4, max_candidates=160, samples=128
+    )
     asked = (
         PLAIN,
         Options(dtype="bfloat16", values=True, order="value", tie_break="smallest", index_dtype="int64"),
@@ -49,16 +51,21 @@ def target() -> int:
         gpu.leftovers = (
             False  # initcheck would take the reading of an unprepared workspace, which is meant, for a fault
         )
-        for route in ROUTES:
-            for group in GROUPS if route == "persistent" else (1,):
+        for route in gpu.routes:
+            for group in GROUPS[route]:
                 for vec, options in ((1, asked[0]), (2, asked[0]), (4, asked[0]), (8, asked[1]), (4, asked[2])):
                     for name in ("normal", "all_equal", "low_10_bits"):
                         chunk = round(3000 / group / 8) * 8
                         width = group * chunk - 1
                         offset, stride = layout(width, vec)
                         problem = Problem(rows=8, width=width, k=64, stride=stride, offset=offset, options=options)
-                        given = chunk if route == "persistent" else None
-                        prepared = gpu.engine.prepare(problem, route=route, tuning=tuning, chunk=given)
+                        prepared = gpu.engine.prepare(
+                            problem,
+                            route=route,
+                            tuning=tuning,
+                            chunk=chunk if route == "persistent" else None,
+                            group=group if route == "clustered" else None,
+                        )
                         if prepared.plan.group != group:
                             raise SystemExit(f"meant to run {group} blocks a row: {prepared.plan}")
                         lengths = np.array([width, -1, 64, 65, 500, 800, 1025, width - 1], np.int32)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from drvtopk.spec import ARCHITECTURES, MAX_K, ROUTES
+from drvtopk.spec import ARCHITECTURES, MAX_K, ROUTES, max_cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- support:begin -->", "<!-- support:end -->"
@@ -234,16 +234,21 @@ ROWS = (
         name="CUDA graphs",
         what="a captured launch is right for any later lengths",
         gpu=(f"{GRAPHS}[{{route}}]",),
-        cpu=(f"{CALLED}test_an_unprepared_call_inside_a_capture_is_refused",),
+        cpu=(
+            f"{CALLED}test_an_unprepared_call_inside_a_capture_is_refused",
+            f"{CALLED}test_clusters_run_inside_a_capture_once_they_are_prepared",
+        ),
     ),
 )
 
 PLAIN_COMPILED = f"{COMPILED}test_every_instantiation_compiles_without_spills"
+CLUSTERS_COMPILED = f"{COMPILED}test_clusters_of_every_size_compile_without_spills"
 OPTIONS_COMPILED = f"{COMPILED}test_options_are_instantiations_of_their_own"
 OPTION_ARCHITECTURES = ("sm_80", "sm_90a", "sm_120a")
 """Where each option, and all of them at once, are compiled by the tests; elsewhere on first use, unseen by them."""
 ARCHITECTURE_TESTS = (
     *(f"{PLAIN_COMPILED}[{arch}]" for arch in ARCHITECTURES),
+    *(f"{CLUSTERS_COMPILED}[{arch}]" for arch in ARCHITECTURES if max_cluster(arch) > 1),
     *(f"{OPTIONS_COMPILED}[{arch}]" for arch in OPTION_ARCHITECTURES),
 )
 
@@ -266,7 +271,10 @@ def content() -> str:
         "",
         f"| compiled by the tests for | {' | '.join(ARCHITECTURES)} |",
         "|---|" + ":---:|" * len(ARCHITECTURES),
-        f"| both routes at k 512, 1024, 2048 | {' | '.join('yes' for _ in ARCHITECTURES)} |",
+        f"| persistent, filtered at k 512, 1024, 2048 | {' | '.join('yes' for _ in ARCHITECTURES)} |",
+        "| clustered at k 512, 1024, 2048, 4096, with 2 to 16 blocks | "
+        + " | ".join("yes" if max_cluster(arch) > 1 else "none there" for arch in ARCHITECTURES)
+        + " |",
         "| each option, and all at once | "
         + " | ".join("yes" if arch in OPTION_ARCHITECTURES else "" for arch in ARCHITECTURES)
         + " |",

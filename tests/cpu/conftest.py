@@ -1,10 +1,17 @@
-"""What the compiling tests share: one folder of compiled kernels for each test session."""
+"""What the tests here share: a folder of compiled kernels for each session, and plans that no measurement decides."""
 
 from __future__ import annotations
 
 import pytest
 
+from drvtopk import measured
 from drvtopk.cache import Cache
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are those of the model: `measured.json` changes with every measurement. Tests of it bring their own."""
+    monkeypatch.setattr(measured, "_table", dict)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from drvtopk.cli import indexer
 from drvtopk.errors import CompileError, DriverUnavailable
 from drvtopk.plan import Plan
 from drvtopk.reference import faults, narrowed, topk_reference
-from drvtopk.spec import DTYPES, KernelInfo, Options
+from drvtopk.spec import DTYPES, ROUTES, KernelInfo, Options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,11 +54,12 @@ def document(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
 def test_demo_without_a_gpu_compiles_plans_checks_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     shown = capsys.readouterr().out
-    assert "no GPU: nothing ran on a device" in shown and "compiled 18 instantiations" in shown and "exact" in shown
+    assert "no GPU: nothing ran on a device" in shown and "compiled 17 instantiations" in shown and "exact" in shown
     found = document(capsys, "demo", "--k", "512")
     assert found["device"] is None and found["note"] == "no GPU: nothing ran on a device"
     assert found["exact"] and found["k"] == 512 and max(found["lengths"]) > 32768
-    assert len(found["instantiations"]) == 18 and found["plan"]["device"] == "h200"
+    assert len(found["instantiations"]) == 17 and found["plan"]["device"] == "h200"
+    assert {row["variant"].split("<")[0] for row in found["instantiations"]} == set(ROUTES)
 
 
 def test_the_demos_logits_are_those_of_the_formula() -> None:
@@ -172,16 +173,29 @@ def test_an_index_type_that_the_pages_need_is_asked_for(
 
 def test_compile_reports_and_writes_every_instantiation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "cubins"
-    found = document(capsys, "compile", "--arch", "sm_90a", "--k", "1024", "--out", str(out))
+    argv = ("compile", "--arch", "sm_90a", "--k", "1024", "--group", "2", "--group", "16", "--out", str(out))
+    found = document(capsys, *argv)
     rows = found["instantiations"]
-    assert [(r["route"], r["vec_size"]) for r in rows] == [
-        (r, v) for r in ("persistent", "filtered") for v in (1, 2, 4)
+    assert [(r["route"], r["group"], r["residency"], r["vec_size"]) for r in rows] == [
+        *(("persistent", 1, 2, v) for v in (1, 2, 4)),
+        *(("filtered", 1, residency, v) for residency in (1, 2) for v in (1, 2, 4)),
+        *(("clustered", group, residency, v) for group in (2, 16) for residency in (1, 2) for v in (1, 2, 4)),
     ]
+    assert [r["threads"] for r in rows[::3]] == [1024, 1024, 512, 512, 512, 512, 512]
     for row in rows:
         assert {f.name for f in dataclasses.fields(KernelInfo)} <= set(row)
-        assert Path(row["file"]).stat().st_size == row["cubin_bytes"] and row["spill_bytes"] == 0
+        assert Path(row["file"]).stat().st_size == row["cubin_bytes"] and row["spill_bytes"] <= 40
+    assert len({row["file"] for row in rows}) == len({row["variant"] for row in rows}) == len(rows)
     assert main(["compile", "--arch", "sm_80", "--k", "7", "--vec-size", "4", "--no-cache"]) == 0
-    assert "persistent<7,4>" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "persistent<7,4>" in shown and "clustered" not in shown, "there are no clusters on sm_80"
+
+
+def test_compile_for_dependent_launches(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ("compile", "--arch", "sm_90a", "--k", "64", "--vec-size", "4", "--group", "8")
+    plain, dependent = (document(capsys, *one, *extra)["instantiations"] for extra in ((), ("--pdl",)))
+    assert [row["pdl"] for row in dependent] == [False, True, True, True, True] and not any(r["pdl"] for r in plain)
+    assert [row["variant"].replace(",pdl", "") for row in dependent] == [row["variant"] for row in plain]
 
 
 def test_compile_shows_any_option_variant(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -190,10 +204,11 @@ def test_compile_shows_any_option_variant(capsys: pytest.CaptureFixture[str], tm
     argv += ["--nan", "highest", "--index-dtype", "int64"]
     found = document(capsys, *argv)
     assert found["options"]["order"] == "index" and found["options"]["tie_break"] == "smallest"
-    assert [row["vec_size"] for row in found["instantiations"]] == [1, 2, 4, 8]
+    assert [row["vec_size"] for row in found["instantiations"]] == [1, 2, 4, 8] * 2
     for row in found["instantiations"]:
         cubin = Path(row["file"]).read_bytes()
-        said = Path(row["file"]).stem.removesuffix(f"_k8_v{row['vec_size']}_sm_90a")
+        alone = "_alone" * (row["residency"] == 1)
+        said = Path(row["file"]).stem.removesuffix(f"_k8_v{row['vec_size']}{alone}_sm_90a")
         assert f"\0.text.drvtopk_{said}\0".encode() in cubin, "the file and the kernel have one name"
         assert "bfloat16_int64_by_index_smallest_nan_highest_values_row_starts_page_table" in said
     assert main([*argv, "--vec-size", "8"]) == 0
@@ -203,8 +218,8 @@ def test_compile_shows_any_option_variant(capsys: pytest.CaptureFixture[str], tm
 def test_compile_gives_seconds_only_where_it_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     one = ("compile", "--arch", "sm_80", "--k", "9", "--vec-size", "1", "--route", "filtered")
     for extra, cached in (((), False), ((), True), (("--no-cache",), False)):
-        (row,) = document(capsys, *one, *extra)["instantiations"]
-        assert row["from_cache"] is cached and (row["seconds"] == 0) is cached
+        for row in document(capsys, *one, *extra)["instantiations"]:
+            assert row["from_cache"] is cached and (row["seconds"] == 0) is cached
     assert main([*one]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("  cached")
     assert main([*one, "--no-cache"]) == 0
@@ -225,7 +240,11 @@ def test_plan_is_a_calculator(capsys: pytest.CaptureFixture[str]) -> None:
     small = document(capsys, *common, "--stride", "100000", "--smem-optin", "40000", "--route", "auto")
     assert small["route"] == "filtered" and small["rejected"]["occupancy"] == 0
     assert document(capsys, *common[:7], "--stride", "100000", "--offset", "1")["vec_size"] == 1
-    hinted = document(capsys, *common[:7], "--stride", "100000", "--max-seq-len", "9000")
+    shared = document(capsys, *common[:7], "--stride", "100000", "--route", "clustered", "--group", "4")
+    assert (shared["grid"], shared["group"], shared["block"], shared["workspace_bytes"]) == (16, 4, 512, 0)
+    assert shared["clusters"] == [{**shared["clusters"][0], "clusters": 29}] and "29 clusters fit" in shared["why"]
+    assert shared["kernels"][0]["variant"] == shared["clusters"][0]["variant"] == "clustered<1024,4,x4,alone>"
+    hinted = document(capsys, *common[:7], "--stride", "100000", "--max-seq-len", "8000")
     assert not hinted["cooperative"] and hinted["group"] == 1
     assert main([*common, "--stride", "400000"]) == 0
     assert capsys.readouterr().out.startswith("persistent: 48 blocks of 8472 elements share a row")
@@ -257,6 +276,14 @@ BAD = [
     [*PLAN, "--route", "fastest"],
     [*PLAN, "--sms", "0"],
     [*PLAN, "--chunk", "0"],
+    [*PLAN, "--group", "3", "--route", "clustered"],
+    [*PLAN, "--group", "4"],
+    [*PLAN, "--group", "4", "--route", "filtered"],
+    [*PLAN, "--route", "clustered", "--waits", "never"],
+    [*PLAN, "--route", "clustered", "--device", "a100"],
+    ["compile", "--arch", "sm_80", "--route", "clustered"],
+    ["compile", "--arch", "sm_90a", "--route", "clustered", "--group", "3"],
+    ["compile", "--arch", "sm_80", "--pdl"],
     [*PLAN, "--stride", "9999999", "--route", "persistent"],
     [*PLAN, "--occupancy", "0"],
     [*PLAN, "--occupancy", "65"],

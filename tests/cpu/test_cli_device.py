@@ -37,7 +37,7 @@ def test_demo_times_launches_back_to_back_and_nothing_else(
 ) -> None:
     assert main(["demo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["route"] == "filtered"
+    assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["route"] == "clustered"
     assert (found["seed"], found["heads"], found["head_dim"]) == (demo.SEED, indexer.HEADS, indexer.HEAD_DIM)
     timed = [name for name in api.names if name.startswith(("cuEvent", "cuLaunch"))]
     first = timed.index("cuEventRecord")
@@ -145,7 +145,31 @@ def test_topk_with_a_route_that_does_not_fit_is_bad_input(
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and "cannot run" in shown.err and not out.exists()
     assert main(argv) == 0
-    assert capsys.readouterr().out.startswith("filtered: 1 rows on 2 SMs")
+    assert capsys.readouterr().out.startswith("filtered: by a model the fastest for 1 x 200000")
+
+
+def test_plan_auto_shows_the_drivers_clusters(api: EmulatedDriver, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["plan", "--rows", "4", "--stride", "100000", "--k", "1024", "--route", "clustered", "--json"]
+
+    def shown(*more: str) -> Any:
+        assert main([*argv, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = shown("--group", "16")
+    resident = api.resident_clusters(16, found["smem_bytes"])
+    assert found["clusters"][-1] == {
+        "variant": found["kernels"][-1]["variant"],
+        "smem_bytes": found["smem_bytes"],
+        "clusters": resident,
+    }
+    assert f"; {resident} clusters fit at once" in found["why"] and found["grid"] == 64 and not found["pdl"]
+    few = shown("--group", "16", "--sms", "20")
+    assert few["clusters"][-1]["clusters"] == 20 * few["occupancy"] // 16 and few["sms"] == 20
+    assert shown("--pdl")["pdl"]
+    api.replace["cuOccupancyMaxActiveClusters"] = lambda function, config: (0, int(config.gridDimX == 2))
+    assert [one["clusters"] for one in shown()["clusters"]] == [0, 0, 0, 1] and shown()["group"] == 2
+    assert main([*argv, "--group", "16"]) == 2
+    assert "no cluster of 16 blocks" in capsys.readouterr().err
 
 
 def test_plan_auto_is_the_drivers_answer_within_the_given_limits(

@@ -41,37 +41,59 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
     """The figures of a plan, from its inputs in the document and the rules of drvtopk/README.md."""
     device, tuning, asked = d["device_info"], d["tuning"], d["asked"]
     sms = device["sms"] if asked["sm_budget"] is None else min(device["sms"], asked["sm_budget"])
-    waits = d["route"] == "persistent" and d["max_seq_len"] > tuning["radix_threshold"]
-    parts = d["route"] == "persistent" and -(-d["width"] // d["chunk"])
-    group = max(1, parts)
+    persistent, clustered = d["route"] == "persistent", d["route"] == "clustered"
+    waits = persistent and d["max_seq_len"] > tuning["radix_threshold"]
+    group = d["group"] if clustered else max(1, persistent and -(-d["width"] // d["chunk"]))
+    residency = 2 if persistent or d["rows"] * group > sms else 1
+    block = 512 if clustered or (d["route"] == "filtered" and residency == 2) else 1024
     options = d["options"]
-    step = 0 if group == 1 or options["row_starts"] else d["chunk"]
+    step = 0 if not persistent or group == 1 or options["row_starts"] else d["chunk"]
     widest = 4 if options["dtype"] == "float32" else 8
     vec = next(v for v in (8, 4, 2, 1) if v <= widest and d["offset"] % v == d["stride"] % v == step % v == 0)
     by_value, ordered = options["order"] == "value", options["order"] != "none"
     places = next(2**n for n in range(6, 13) if 2**n >= d["k"]) if ordered else 0
-    fixed = max(2048, places if by_value else 0) * 4 + 256 + up(4 * max(d["k"], places), 16)
-    blocks = device["max_threads_per_sm"] // 1024
+    fixed = max(2048, places if by_value else 0) * 4 + 512 + up(4 * max(d["k"], places), 16)
+    blocks = min(2, device["max_threads_per_sm"] // block)
     budget = min(device["smem_optin"], (device["smem_per_sm"] // blocks - device["smem_reserved"]) // 128 * 128)
     held = up(4 * d["chunk"], 16) if waits else 0
-    candidates = max(held // 8, min(tuning["max_candidates"], (budget - fixed) // 8))
-    smem = fixed + max(held, 8 * candidates)
+    each, most = (20 if clustered else 8), tuning["max_candidates"]
+    candidates = min(most, (budget - fixed) // each)
+    whole = (device["smem_optin"] - fixed) // each  # with an SM to itself
+    if clustered and (residency == 1 or candidates < 2 * d["k"]):
+        candidates = max(candidates, min(most, max(6144, 4 * d["k"]), whole))
+    elif block == 512 and candidates < d["k"]:
+        candidates = min(most, whole)
+    candidates = max(held // 8, candidates)
+    smem = fixed + max(held, each * candidates)
+    if clustered and residency == 1:
+        smem = min(max(smem, device["smem_per_sm"] // 2), device["smem_optin"])
     if asked["occupancy"] is None:
-        alone = ",alone" if d["route"] == "filtered" and d["rows"] <= sms else ""
-        name = re.compile(rf"{d['route']}\w*<{d['k']},{vec}{alone}>")  # between them: the options
+        alone, pdl = ",alone" * (residency == 1), ",pdl" * d["pdl"]
+        cluster = f",x{group}" * clustered
+        name = re.compile(rf"{d['route']}\w*<{d['k']},{vec}{cluster}{alone}{pdl}>")  # between them: the options
         (kernel,) = (one for one in d["kernels"] if name.fullmatch(one["variant"]))
         warps = 4 * (device["regs_per_sm"] // 4 // up(32 * kernel["registers"], 256))
         by_memory = device["smem_per_sm"] // (up(kernel["static_smem_bytes"] + smem, 128) + device["smem_reserved"])
-        occupancy = min(blocks, warps // 32, by_memory, device["max_blocks_per_sm"])
+        by_threads = device["max_threads_per_sm"] // block
+        occupancy = min(by_threads, warps // (block // 32), by_memory, device["max_blocks_per_sm"])
     else:
         occupancy = asked["occupancy"]
     cap = sms * occupancy
     headroom = 0 if not waits else sms if occupancy > 1 else 1
     kept = waits and cap - headroom >= group
-    if d["route"] == "persistent":
+    limit = None if asked["sm_budget"] is None else cap
+    if clustered:
+        together = sms // 18 * (18 * occupancy // group) + sms % 18 * occupancy // group
+        (seen,) = (one for one in d["clusters"] if f",x{group}" in one["variant"])
+        assert (
+            seen["clusters"] == together
+            and f" {together if limit is None else min(together, cap // group)} " in d["why"]
+        )
+        limit = None if limit is None else min(together, cap // group)
+    if persistent:
         groups = max(1, min((cap - headroom * kept) // group, d["rows"]))
     else:
-        groups = d["rows"] if asked["sm_budget"] is None else min(d["rows"], cap)
+        groups = d["rows"] if limit is None else min(d["rows"], limit)
     members = 4 * d["k"] if ordered else 0
     state = up(128 + 3 * 2080 * 4 + 8 * group + members, 128) if waits else 0
     return {
@@ -79,6 +101,8 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
         "needs_cooperation": waits,
         "cooperative": waits,
         "group": group,
+        "block": block,
+        "residency": residency,
         "vec_size": vec,
         "fixed_smem_bytes": fixed,
         "candidates": candidates,
@@ -100,7 +124,15 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
         [],
         ["--chunk", "8472"],
         ["--rows", "300", "--stride", "262144"],
-        ["--stride", "9000000"],  # a fallback
+        ["--route", "persistent"],
+        ["--route", "clustered"],
+        ["--route", "clustered", "--group", "2", "--rows", "100", "--pdl"],
+        ["--route", "clustered", "--group", "8", "--rows", "500", "--sm-budget", "40", "--k", "4096"],
+        ["--route", "clustered", "--dtype", "bfloat16", "--order", "value", "--k", "2048", "--rows", "1"],
+        ["--route", "filtered", "--pdl", "--device", "b200", "--rows", "1000"],
+        ["--device", "a100", "--stride", "9000000"],  # a fallback
+        ["--device", "l40s", "--rows", "500", "--k", "2048"],
+        ["--stride", "9000000"],  # more than a group holds, so by clusters
         ["--max-seq-len", "9000"],
         ["--width", "50001", "--offset", "2"],
         ["--sm-budget", "20"],
@@ -123,11 +155,19 @@ def test_every_figure_can_be_redone_from_the_document(capsys: pytest.CaptureFixt
 
 
 def test_every_option_reaches_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = document(capsys, *GIVEN)
+    plain = document(capsys, *GIVEN, "--route", "persistent")
     assert plain["cooperative"] and plain["width"] == plain["stride"] == 100000 and plain["kernels"] == []
+    shared = document(capsys, *GIVEN, "--route", "clustered", "--group", "4", "--pdl")
+    assert (shared["route"], shared["group"], shared["pdl"], shared["cooperative"]) == ("clustered", 4, True, False)
+    assert (shared["asked"]["group"], shared["asked"]["pdl"], plain["asked"]["group"]) == (4, True, None)
+    assert (
+        shared["clusters"][0]["clusters"] == 7 * (18 * 2 // 4) + 6 * 2 // 4 == 66
+        and not plain["clusters"]
+        and not plain["pdl"]
+    )
     never = document(capsys, *GIVEN, "--waits", "never")
     assert never["route"] == "filtered" and "forbids" in never["why"] and never["asked"]["waits"] == "never"
-    budget = document(capsys, *GIVEN, "--sm-budget", "20")
+    budget = document(capsys, *GIVEN, "--route", "persistent", "--sm-budget", "20")
     assert budget["sms"] == 20 and budget["grid"] <= 40 < plain["grid"] and budget["device_info"]["sms"] == 132
     narrow = document(capsys, *GIVEN, "--width", "40000")
     assert (narrow["width"], narrow["stride"], narrow["vec_size"]) == (40000, 100000, 4)
@@ -169,7 +209,7 @@ def test_a_width_that_no_index_reaches_is_refused(capsys: pytest.CaptureFixture[
 
 
 def test_a_person_sees_the_reason_first_and_what_was_rejected(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*GIVEN, "--stride", "9000000"]) == 0
+    assert main([*GIVEN, "--stride", "9000000", "--chunk", "25000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("fallback: one row needs ")
     assert lines[-1].startswith("rejected") and "resident_cap 264" in lines[-1]

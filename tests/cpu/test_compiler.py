@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,24 @@ def test_every_shared_number_goes_in() -> None:
         "DRVTOPK_ROUNDS": spec.ROUNDS,
         "DRVTOPK_STATE_LINE": spec.WORKSPACE_ALIGNMENT,
         "DRVTOPK_SHORT_MAX": 64,
-        "DRVTOPK_SAMPLES": 4096,
+        "DRVTOPK_SAMPLES": 2048,
         "DRVTOPK_RADIX_THRESHOLD": 128,
+        "DRVTOPK_CLUSTER_THRESHOLD": 8192,
+        "DRVTOPK_CLUSTER": 1,
+        "DRVTOPK_PDL": 0,
     }
     assert definitions(variant, ARCH)["DRVTOPK_MIN_BLOCKS"] == 2
+    clustered = Variant(route="clustered", k=8, vec_size=4, cluster=16, pdl=True, tuning=Tuning(cluster_threshold=99))
+    said = definitions(clustered, "sm_90a")
+    names = ("THREADS", "MIN_BLOCKS", "CLUSTER", "CLUSTER_THRESHOLD", "PDL")
+    assert [said[f"DRVTOPK_{name}"] for name in names] == [512, 2, 16, 99, 1]
+    alone = definitions(replace(clustered, residency=1), "sm_90a")
+    assert {name for name in said if said[name] != alone[name]} == {"DRVTOPK_MIN_BLOCKS"}
+    narrow = Variant(route="filtered", k=8, vec_size=4)
+    for arch in ("sm_80", "sm_89", "sm_90a", "sm_120a"):
+        assert [definitions(narrow, arch)[f"DRVTOPK_{name}"] for name in names[:2]] == [512, 2], "1536 threads hold two"
+        wide = definitions(replace(narrow, residency=1), arch)
+        assert [wide[f"DRVTOPK_{name}"] for name in names[:2]] == [1024, 1]
     given = options(variant, "sm_89", ("-lineinfo",))
     assert given[0] == "--gpu-architecture=sm_89"
     assert given[-1] == "-lineinfo"

@@ -14,6 +14,7 @@ from tests.emulated import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT, LIVENESS, OPTIONS = (f"tests/gpu/test_{name}.py" for name in ("exact", "liveness", "options"))
+CLUSTERS, DEPENDENT = (f"tests/gpu/test_{name}.py" for name in ("clusters", "dependent"))
 # A fault, and the one test at one instantiation that has to notice it.
 CAUGHT = {
     "coarse_keys": f"{EXACT}::test_named_inputs_at_every_path[narrow_1.245-filtered-2048-4]",
@@ -47,6 +48,8 @@ CAUGHT = {
     "nan_policy_ignored": f"{OPTIONS}::test_nan_of_either_sign_is_lowest_or_highest[highest-filtered]",
     "values_of_empty_places": f"{OPTIONS}::test_values_of_short_rows_are_filled_with_minus_infinity[float32-filtered]",
     "pages_of_minus_one": f"{OPTIONS}::test_page_tables[3-filtered]",
+    "last_part_missed": f"{CLUSTERS}::test_members_at_the_seams_of_the_parts[16]",
+    "successor_early": f"{DEPENDENT}::test_ten_thousand_launches_each_read_the_one_before[eager-filtered]",
     "high_words_left": f"{OPTIONS}::test_every_option_on_every_path[int64-filtered]",
 }
 

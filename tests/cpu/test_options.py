@@ -58,7 +58,7 @@ def test_every_option_is_seen_in_the_plan_and_in_the_kernels_name() -> None:
         assert made.options == made.variant.options == options
         names.add(made.variant.entry)
     assert len(names) == len(dataclasses.fields(Options))
-    assert planned().variant.entry == "drvtopk_persistent"
+    assert {planned(route).variant.entry for route in ROUTES} == {f"drvtopk_{route}" for route in ROUTES}
 
 
 @pytest.mark.parametrize(("offset", "vec"), [(0, 8), (8, 8), (4, 4), (2, 2), (6, 2), (1, 1), (7, 1)])
@@ -81,13 +81,15 @@ def test_a_sort_asks_for_the_room_it_needs() -> None:
     def fixed(k: int, order: str) -> int:
         return Variant(route="filtered", k=k, vec_size=4, options=Options(order=order)).fixed_smem_bytes
 
-    assert fixed(1000, "none") == 8192 + 256 + 4000
-    assert fixed(1000, "index") == fixed(1000, "value") == 8192 + 256 + 4096  # the keys lie where the bins were
-    assert fixed(4096, "value") == 2 * 16384 + 256
-    assert fixed(1, "index") == 8192 + 256 + 4 * 64
+    assert fixed(1000, "none") == 8192 + 512 + 4000
+    assert fixed(1000, "index") == fixed(1000, "value") == 8192 + 512 + 4096  # the keys lie where the bins were
+    assert fixed(4096, "value") == 2 * 16384 + 512
+    assert fixed(1, "index") == 8192 + 512 + 4 * 64
     plain, ordered = planned("persistent"), planned("persistent", options=Options(order="index"))
     more = ordered.workspace_bytes // ordered.groups - plain.workspace_bytes // plain.groups
     assert abs(more - 4000) < 128
+    plain, ordered = (planned("clustered", options=Options(order=order), k=33) for order in ("none", "index"))
+    assert plain.variant.fixed_smem_bytes == 8192 + 512 + 144 and ordered.variant.fixed_smem_bytes == 8192 + 512 + 256
 
 
 def launched(fake: FakeDriver, prepared: Prepared, **extras: int) -> bytes:
@@ -116,8 +118,9 @@ def test_the_parameter_block_carries_what_was_asked_for(fake: FakeDriver, route:
 
 
 def test_a_plain_launch_is_told_nothing_more(fake: FakeDriver) -> None:
-    prepared = make(fake).prepare(Problem(rows=6, width=100_000, k=600))
-    assert len(launched(fake, prepared)) == 80
+    for route in ROUTES:
+        prepared = make(fake).prepare(Problem(rows=6, width=100_000, k=600), route=route)
+        assert len(launched(fake, prepared)) == 80
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drvtopk import measured
 from drvtopk.errors import InvalidArgument, PlanError
-from drvtopk.plan import Plan, Problem, after_refusal, calculated_occupancy, plan
-from drvtopk.spec import KNOWN_DEVICES, THREADS, DeviceInfo, KernelInfo, Tuning, Variant, min_blocks
+from drvtopk.measured import measured_times, modelled_times
+from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
+from drvtopk.spec import (
+    CLUSTERS,
+    KNOWN_DEVICES,
+    NARROW_THREADS,
+    ROUTES,
+    DeviceInfo,
+    KernelInfo,
+    Options,
+    Tuning,
+    Variant,
+    min_blocks,
+)
 
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 RADIX_THRESHOLD = 32768
@@ -48,8 +61,8 @@ problems = st.builds(
 
 
 def fixed_bytes(k: int) -> int:
-    """A block's shared memory before what it holds: 2048 bins, 256 bytes of scratch, the staged output in 16s."""
-    return 2048 * 4 + 256 + (4 * k + 15) // 16 * 16
+    """A block's shared memory before what it holds: 2048 bins, 512 bytes of scratch, the staged output in 16s."""
+    return 2048 * 4 + 512 + (4 * k + 15) // 16 * 16
 
 
 def workspace_bytes(groups: int, group: int) -> int:
@@ -58,9 +71,16 @@ def workspace_bytes(groups: int, group: int) -> int:
 
 
 def sizes_by_hand(made: Plan, problem: Problem) -> None:
-    """Shared memory and load width once more, for either route."""
+    """Shared memory, threads and load width once more, for every route."""
     held = (4 * made.chunk + 15) // 16 * 16 if made.cooperative else 0
-    assert made.smem_bytes == fixed_bytes(made.k) + max(held, 8 * made.candidates)
+    each = 20 if made.route == "clustered" else 8  # bytes of a candidate
+    needed = fixed_bytes(made.k) + max(held, each * made.candidates)
+    if made.route == "clustered" and made.residency == 1:
+        assert made.smem_bytes >= needed
+    else:
+        assert made.smem_bytes == needed
+    narrow = made.route == "clustered" or (made.route == "filtered" and made.residency == 2)
+    assert made.block == (512 if narrow else 1024)
     shared = made.route == "persistent" and made.group > 1
     starts = (problem.offset, problem.row_stride, made.chunk if shared else 0)
     assert made.vec_size == next(v for v in (4, 2, 1) if all(start % v == 0 for start in starts))
@@ -88,8 +108,39 @@ def by_hand(made: Plan, problem: Problem, device: DeviceInfo, occupancy: int) ->
     sizes_by_hand(made, problem)
 
 
-def alone_pays(made: Plan, problem: Problem, device: DeviceInfo) -> None:
+def cluster_by_hand(made: Plan, problem: Problem, device: DeviceInfo, together: int) -> None:
+    """The launch rules of clusters once more, without the planner's code."""
+    assert made.group in CLUSTERS and made.group <= device.max_cluster
+    assert made.grid == made.groups * made.group <= 2**31 - 1
+    assert not made.cooperative and not made.needs_cooperation and made.workspace_bytes == 0
+    assert problem.waits == "allowed" and together >= 1
+    if problem.sm_budget is None:
+        assert made.groups == min(problem.rows, (2**31 - 1) // made.group)
+    else:
+        sms = min(device.sms, problem.sm_budget)
+        assert made.groups == min(problem.rows, together, sms * made.occupancy // made.group)
+        assert made.grid <= sms * made.occupancy
+    assert made.residency == (1 if problem.rows * made.group <= made.sms else 2)
+    assert made.chunk * made.group >= problem.width
+    assert made.candidates >= made.k, "room for the members, which every block of a cluster needs"
+    if made.residency == 1:  # so much that no two blocks of a cluster share an SM
+        assert 2 * (made.smem_bytes + device.smem_reserved) > device.smem_per_sm
+    sizes_by_hand(made, problem)
+
+
+def clusters_pay(problem: Problem, device: DeviceInfo) -> bool:
+    """Whether clusters are considered at all."""
+    return device.max_cluster > 1 and problem.longest > 8192 and problem.waits == "allowed" and problem.rows > 0
+
+
+def alone_pays(made: Plan, problem: Problem, device: DeviceInfo, *, clusters_fit: bool = True) -> None:
     """One block a row, because waiting is not worth it or because the blocks of a row do not fit."""
+    if made.rejected is None and clusters_pay(problem, device) and "the fastest" in made.why:
+        times = modelled_times(device, problem.rows, problem.longest, 16)
+        better = [name for name, us in times.items() if us < times["filtered"] and name != "persistent"]
+        assert made.why.startswith("filtered: ")
+        assert not better or not clusters_fit or device.name == "drawn", "what was ranked before did not fit"
+        return
     if made.rejected is not None:
         assert made.why.startswith("fallback: ")
         assert made.rejected.group > made.rejected.resident_cap or made.rejected.occupancy == 0
@@ -105,18 +156,25 @@ def test_every_plan_obeys_the_launch_rules(problem: Problem, device: DeviceInfo)
     asked: list[tuple[Variant, int, int]] = []
 
     def occupancy(variant: Variant, smem: int) -> int:
-        asked.append((variant, smem, calculated_occupancy(KERNEL, device, smem)))
+        asked.append((variant, smem, calculated_occupancy(KERNEL, device, smem, variant.threads)))
         return asked[-1][2]
 
-    made = plan(problem, device, occupancy)
+    def clusters(variant: Variant, smem: int) -> int:
+        assert (variant, smem) == asked[-1][:2] and asked[-1][2] >= 1, "of what was asked for, where a block fits"
+        return calculated_clusters(device, variant.cluster, asked[-1][2])
+
+    made = plan(problem, device, occupancy, clusters=clusters)
     variant, smem, answer = asked[-1]
     assert (variant, smem, answer) == (made.variant, made.smem_bytes, made.occupancy), "asked of what is launched"
     assert made.smem_bytes <= device.smem_optin
-    assert made.occupancy >= 1 and made.block == THREADS
+    assert made.occupancy >= 1 and made.block == made.variant.threads
     assert problem.offset % made.vec_size == problem.row_stride % made.vec_size == 0
     if made.route == "persistent":
         assert made.group == 1 or made.chunk % made.vec_size == 0
         by_hand(made, problem, device, made.occupancy)
+    elif made.route == "clustered":
+        assert clusters_pay(problem, device)
+        cluster_by_hand(made, problem, device, calculated_clusters(device, made.group, made.occupancy))
     else:
         sizes_by_hand(made, problem)
         assert made.grid == made.groups == problem.rows and made.group == 1
@@ -133,7 +191,7 @@ def test_any_occupancy_and_chunk_give_a_plan_that_fits_or_the_fallback(
     def answer(variant: Variant, smem: int) -> int:
         return occupancy if variant.route == "persistent" else 1
 
-    made = plan(problem, device, answer, chunk=chunk)
+    made = plan(problem, device, answer, chunk=chunk, clusters=lambda variant, smem: 0)
     if made.route == "persistent":
         assert occupancy >= 1, "0 is never rounded up"
         if made.cooperative:
@@ -146,7 +204,7 @@ def test_any_occupancy_and_chunk_give_a_plan_that_fits_or_the_fallback(
             plan(problem, device, answer, chunk=chunk, route="persistent")
     else:
         assert chunk is None
-        alone_pays(made, problem, device)
+        alone_pays(made, problem, device, clusters_fit=False)
 
 
 SMALLEST = DeviceInfo(
@@ -174,45 +232,60 @@ def test_there_is_a_fallback_on_every_device_from_48_kb_on(k: int, rows: int, wi
     )
 
     def occupancy(variant: Variant, smem: int) -> int:
-        return calculated_occupancy(KERNEL, device, smem)
+        return calculated_occupancy(KERNEL, device, smem, variant.threads)
 
     made = plan(Problem(rows=rows, width=width, k=k), device, occupancy, route="filtered")
-    assert made.occupancy == 1 and made.smem_bytes <= kib * 1024
+    assert made.occupancy >= 1 and made.smem_bytes <= kib * 1024
+
+
+def limited(device: DeviceInfo) -> Occupancy:
+    """Occupancy with registers as the kernels are limited to, not as compiled."""
+
+    def occupancy(variant: Variant, smem: int) -> int:
+        registers = 65536 // variant.threads // min(variant.residency, min_blocks(device.arch, variant.threads))
+        return calculated_occupancy(replace(KERNEL, registers=registers), device, smem, variant.threads)
+
+    return occupancy
 
 
 @pytest.mark.parametrize("device", [SMALLEST, *KNOWN_DEVICES.values()], ids=lambda d: d.name)
 def test_there_is_a_plan_for_every_k(device: DeviceInfo) -> None:
     """With registers as the kernels are limited to; the fallback where a row needs more blocks than there are."""
-    kernel = replace(KERNEL, registers=64 // min_blocks(device.arch))
     for k in range(1, 4097):
         for width in (100, 50_000, 2**31 - 1):
             problem = Problem(rows=3, width=width, k=k)
-            made = plan(problem, device, lambda variant, smem: calculated_occupancy(kernel, device, smem))
+            made = plan(problem, device, limited(device))
             assert made.occupancy >= 1 and made.smem_bytes <= device.smem_optin
             assert made.grid <= made.resident_cap or not made.cooperative
-        assert made.route == "filtered" and ("fallback: one row needs" in made.why or device.sms < 3 * 16)
+        if device.max_cluster > 1:
+            assert made.route == "clustered" and made.group == 16, "more than groups of blocks could hold"
+            with pytest.raises(PlanError, match="one row needs"):
+                plan(problem, device, limited(device), route="persistent")
+        else:
+            assert made.route == "filtered" and ("fallback: one row needs" in made.why or device.sms < 3 * 16)
 
 
 @settings(max_examples=150, deadline=None)
 @given(problems, st.sampled_from(list(KNOWN_DEVICES.values())))
 def test_the_planners_own_chunk_costs_no_resident_block(problem: Problem, device: DeviceInfo) -> None:
-    """It takes no more shared memory than leaves room for as many blocks as the SM has threads for."""
-    kernel = replace(KERNEL, registers=64 // min_blocks(device.arch))
-
-    def occupancy(variant: Variant, smem: int) -> int:
-        return calculated_occupancy(kernel, device, smem)
-
-    made = plan(problem, device, occupancy)
-    assert made.occupancy == device.max_threads_per_sm // THREADS
+    """It takes no more shared memory than leaves room for as many blocks as the SM shall hold, and has threads for."""
+    made = plan(problem, device, limited(device))
+    wanted = min(made.residency, device.max_threads_per_sm // made.block)
+    if made.occupancy < wanted:  # but for blocks with a large k, which have an SM to themselves rather than no room
+        assert made.block == NARROW_THREADS and made.candidates >= made.k
+        least = made.k * (2 if made.route == "clustered" else 1)
+        each = 20 if made.route == "clustered" else 8
+        assert 2 * (fixed_bytes(made.k) + least * each + device.smem_reserved) > device.smem_per_sm
     if made.cooperative and made.group > 1:
         assert made.chunk >= 4096, "not split finer than pays"
 
 
 def test_no_block_that_fits_is_an_error_and_never_one_block() -> None:
     device, problem = KNOWN_DEVICES["h200"], Problem(rows=4, width=100_000, k=1024)
-    for route in ("auto", "persistent", "filtered"):
-        with pytest.raises(PlanError, match="none fits"):
+    for route in ("auto", *ROUTES):
+        with pytest.raises(PlanError, match="no cluster" if route == "clustered" else "none fits"):
             plan(problem, device, lambda variant, smem: 0, route=route)
+    device = replace(device, arch="sm_80")  # without clusters
     made = plan(problem, device, lambda variant, smem: 0 if variant.route == "persistent" else 2)
     assert made.route == "filtered" and made.rejected is not None
     assert made.rejected.occupancy == made.rejected.resident_cap == 0
@@ -223,11 +296,12 @@ def test_no_block_that_fits_is_an_error_and_never_one_block() -> None:
 @given(problems, devices)
 def test_what_the_driver_refuses_becomes_a_fallback_that_waits_for_nobody(problem: Problem, device: DeviceInfo) -> None:
     def occupancy(variant: Variant, smem: int) -> int:
-        return calculated_occupancy(KERNEL, device, smem)
+        return calculated_occupancy(KERNEL, device, smem, variant.threads)
 
     tuning = Tuning(short_max=77, radix_threshold=400, max_candidates=900)
-    refused = plan(problem, device, occupancy, tuning=tuning)
+    refused = plan(problem, replace(device, arch="sm_80"), occupancy, tuning=tuning)
     if refused.cooperative:
+        device = replace(device, arch="sm_80")
         made = after_refusal(refused, problem, device, occupancy, "the driver said 720")
         assert made == replace(
             plan(problem, device, occupancy, tuning=tuning, route="filtered"), why=made.why, rejected=made.rejected
@@ -258,7 +332,7 @@ def test_the_familys_published_limits(name: str, occupancy: int, kept: int, resi
         found = plan(
             Problem(rows=rows, width=width, k=1024),
             device,
-            lambda variant, smem: calculated_occupancy(KERNEL, device, smem),
+            lambda variant, smem: calculated_occupancy(KERNEL, device, smem, variant.threads),
             chunk=8472,
         )
         assert found.route == "filtered" or found.occupancy == occupancy
@@ -313,18 +387,19 @@ def test_a_caller_may_forbid_waiting_and_cap_the_grid(
     problem: Problem, device: DeviceInfo, waits: str, budget: int | None
 ) -> None:
     def occupancy(variant: Variant, smem: int) -> int:
-        return calculated_occupancy(KERNEL, device, smem)
+        return calculated_occupancy(KERNEL, device, smem, variant.threads)
 
     asked = replace(problem, waits=waits, sm_budget=budget)
-    for route in ("auto", "persistent", "filtered"):
+    for route in ("auto", *ROUTES):
         try:
             made = plan(asked, device, occupancy, route=route)
         except PlanError as error:
-            assert route == "persistent" and error.constraint
+            assert route in ("persistent", "clustered") and error.constraint
             continue
         assert route in ("auto", made.route)
         if waits == "never":
             assert not made.cooperative and made.workspace_bytes == 0
+            assert made.route != "clustered" and (made.group == 1 or not made.needs_cooperation)
         if budget is not None:
             assert made.sms <= budget and made.grid <= budget * made.occupancy
 
@@ -389,16 +464,330 @@ def test_a_bad_problem_names_the_argument(argument: str, bad: object) -> None:
 def test_bad_planner_inputs_are_named() -> None:
     device, problem = KNOWN_DEVICES["h200"], Problem(rows=2, width=100, k=8)
     cases: list[tuple[str, dict[str, Any]]] = [("route", {"route": "best"}), ("chunk", {"chunk": 0})]
+    cases += [("group", {"route": "clustered", "group": bad}) for bad in (0, 1, 3, 32)]
+    cases += [("group", {"route": route, "group": 2}) for route in ("auto", "persistent", "filtered")]
     for argument, arguments in cases:
         with pytest.raises(InvalidArgument) as caught:
             plan(problem, device, lambda variant, smem: 1, **arguments)
         assert caught.value.argument == argument
-    for threshold in ("short_max", "radix_threshold", "min_chunk", "max_candidates"):
+    for threshold in (
+        "short_max",
+        "radix_threshold",
+        "sms_to_share",
+        "cluster_threshold",
+        "min_chunk",
+        "max_candidates",
+    ):
         for bad in (0, -1, 2**31):
             with pytest.raises(InvalidArgument) as caught:
                 Tuning(**{threshold: bad})
             assert caught.value.argument == threshold and str(bad) in str(caught.value)
     with pytest.raises(InvalidArgument, match="vec_size"):
         Variant(route="filtered", k=8, vec_size=3)
+    for route, cluster in (("filtered", 2), ("persistent", 8), ("clustered", 1), ("clustered", 3), ("clustered", 32)):
+        with pytest.raises(InvalidArgument, match="cluster"):
+            Variant(route=route, k=8, vec_size=4, cluster=cluster)
+    with pytest.raises(InvalidArgument, match="residency"):
+        Variant(route="filtered", k=8, vec_size=4, residency=3)
     with pytest.raises(InvalidArgument, match="sms"):
         device.with_limits(sms=0)
+
+
+# -- clusters ----------------------------------------------------------------------------------------------------------
+
+H200, A100 = KNOWN_DEVICES["h200"], KNOWN_DEVICES["a100"]
+LONG_ROWS = Problem(rows=4, width=131_072, k=1024)
+
+
+def cluster_plan(problem: Problem = LONG_ROWS, device: DeviceInfo = H200, **asked: Any) -> Plan:
+    return plan(problem, device, limited(device), **{"route": "clustered", **asked})
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems, devices, st.sampled_from([None, *CLUSTERS]), st.one_of(st.none(), st.integers(1, 300)))
+def test_every_cluster_plan_obeys_the_launch_rules(
+    problem: Problem, device: DeviceInfo, group: int | None, budget: int | None
+) -> None:
+    problem = replace(problem, sm_budget=budget)
+
+    def occupancy(variant: Variant, smem: int) -> int:
+        return calculated_occupancy(KERNEL, device, smem, variant.threads)
+
+    try:
+        made = plan(problem, device, occupancy, route="clustered", group=group)
+    except PlanError as error:
+        assert error.constraint.startswith("no cluster of ")
+        return
+    assert group in (None, made.group) and made.smem_bytes <= device.smem_optin
+    seen = device.with_limits(sms=min(device.sms, budget or device.sms))
+    cluster_by_hand(made, problem, device, calculated_clusters(seen, made.group, made.occupancy))
+
+
+@pytest.mark.parametrize("group", CLUSTERS)
+def test_a_cluster_for_each_row_and_no_more_than_a_grid_holds(group: int) -> None:
+    for rows in (0, 1, 7, 2**20, (2**31 - 1) // group, (2**31 - 1) // group + 1, 2**31 - 1):
+        made = cluster_plan(Problem(rows=rows, width=20_000, k=512), group=group)
+        assert made.groups == min(rows, (2**31 - 1) // group) and made.grid == made.groups * group < 2**31
+        assert (made.group, made.block, made.workspace_bytes, made.cooperative) == (group, 512, 0, False)
+        assert made.variant.cluster == group and made.variant.threads == 512
+        assert made.residency == (1 if rows * group <= 132 else 2)
+
+
+def test_without_a_named_size_the_largest_cluster_that_fits_is_taken() -> None:
+    for largest in (16, 8, 4, 2):
+
+        def clusters(variant: Variant, smem: int, largest: int = largest) -> int:
+            return int(variant.cluster <= largest)
+
+        made = plan(LONG_ROWS, H200, limited(H200), route="clustered", clusters=clusters)
+        assert made.group == largest and "1 clusters fit at once" in made.why
+    with pytest.raises(PlanError, match="no cluster of 2 blocks"):
+        plan(LONG_ROWS, H200, limited(H200), route="clustered", clusters=lambda variant, smem: 0)
+
+
+def test_a_cluster_that_does_not_fit_gives_way_to_the_next_best() -> None:
+    asked: list[int] = []
+
+    def clusters(variant: Variant, smem: int) -> int:
+        asked.append(variant.cluster)
+        return int(variant.cluster in allowed)
+
+    allowed = {2, 4, 8, 16}
+    best = plan(LONG_ROWS, H200, limited(H200), clusters=clusters)
+    assert best.route == "clustered" and asked == [best.group], "each is asked about once, and no more than are needed"
+    seen = set()
+    while allowed:
+        made = plan(LONG_ROWS, H200, limited(H200), clusters=clusters)
+        if made.route != "clustered":
+            break
+        assert made.group in allowed
+        allowed.remove(made.group)
+        seen.add(made.group)
+    assert len(seen) >= 2
+    allowed = set()
+    made = plan(LONG_ROWS, H200, limited(H200), clusters=clusters)
+    assert made.route in ("filtered", "persistent") and not made.why.startswith("clustered")
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN_DEVICES))
+def test_devices_without_clusters_are_never_given_any(name: str) -> None:
+    device = KNOWN_DEVICES[name]
+    has = device.arch in ("sm_90a", "sm_100a", "sm_103a")
+    assert device.max_cluster == (16 if has else 1) and device.has_pdl == (
+        name not in ("a100", "l20", "l40s", "rtx4090")
+    )
+    routes = {
+        plan(Problem(rows=rows, width=width, k=512), device, limited(device)).route
+        for rows in (1, 4, 16, 64, 300)
+        for width in (9000, 40_000, 131_072, 1_000_000)
+    }
+    assert ("clustered" in routes) is has
+    if not has:
+        for group in (None, *CLUSTERS):
+            with pytest.raises(PlanError, match=f"no cluster of {group or 2} blocks") as caught:
+                cluster_plan(device=device, group=group)
+            assert caught.value.route == "clustered"
+
+
+def test_clusters_wait_so_waits_never_excludes_them() -> None:
+    never = replace(LONG_ROWS, waits="never")
+    with pytest.raises(PlanError, match="which the caller forbids") as caught:
+        cluster_plan(never)
+    assert caught.value.route == "clustered"
+    for rows in (1, 4, 16, 64, 300):
+        for width in (8193, 40_000, 1_000_000):
+            made = plan(replace(never, rows=rows, width=width, stride=width, max_seq_len=width), H200, limited(H200))
+            assert made.route == "filtered" and made.group == 1
+
+
+@pytest.mark.parametrize("group", CLUSTERS)
+@pytest.mark.parametrize("budget", [1, 2, 7, 16, 66, 132, 500])
+def test_a_budget_caps_the_clusters(group: int, budget: int) -> None:
+    problem = replace(LONG_ROWS, rows=1000, sm_budget=budget)
+    sms = min(budget, 132)
+    try:
+        made = cluster_plan(problem, group=group)
+    except PlanError as error:
+        assert "no cluster of" in str(error) and sms * 2 < group * 2
+        return
+    assert made.sms == sms and made.grid <= sms * made.occupancy and made.grid % group == 0
+    assert made.groups <= calculated_clusters(replace(H200, sms=sms), group, made.occupancy)
+    roomy = plan(problem, H200, limited(H200), route="clustered", group=group, clusters=lambda variant, smem: 10**6)
+    assert roomy.groups == sms * roomy.occupancy // group, "the driver knows of no budget"
+
+
+def test_rows_that_need_no_cluster_are_not_given_one() -> None:
+    for rows in (1, 16, 200):
+        short = Problem(rows=rows, width=131_072, k=1024, max_seq_len=8192)
+        assert plan(short, H200, limited(H200)).route == "filtered"
+        assert cluster_plan(short).route == "clustered", "unless it is asked for"
+    assert plan(Problem(rows=0, width=131_072, k=1024), H200, limited(H200)).route != "clustered"
+    small = Tuning(cluster_threshold=100)
+    assert plan(replace(LONG_ROWS, max_seq_len=101), H200, limited(H200), tuning=small).why.startswith("clustered: ")
+
+
+def test_a_block_of_a_cluster_has_room_for_the_members() -> None:
+    with pytest.raises(PlanError, match="no cluster of"):
+        cluster_plan(tuning=Tuning(max_candidates=1023))
+    assert cluster_plan(tuning=Tuning(max_candidates=1024)).candidates == 1024
+    for order in ("none", "index", "value"):
+        for k in (1, 512, 2048, 4096):
+            for rows in (1, 100):
+                made = cluster_plan(replace(LONG_ROWS, rows=rows, k=k, options=Options(order=order)))
+                assert made.candidates >= k and made.smem_bytes <= H200.smem_optin
+
+
+def test_clusters_that_are_calculated_are_never_too_many() -> None:
+    """18 SMs make a GPC at most, and a cluster lies in one; what is left over makes clusters only among itself."""
+    assert [calculated_clusters(H200, n, 1) for n in CLUSTERS] == [66, 29, 14, 7]  # 7 x 18 + 6 SMs
+    assert [calculated_clusters(H200, n, 2) for n in CLUSTERS] == [132, 66, 29, 14]
+    assert [calculated_clusters(A100, n, 2) for n in CLUSTERS] == [0, 0, 0, 0]
+    assert calculated_clusters(H200, 2, 0) == 0
+    for sms in range(1, 300):
+        for n in CLUSTERS:
+            assert calculated_clusters(replace(H200, sms=sms), n, 2) * n <= sms * 2
+
+
+# -- programmatic dependent launch -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN_DEVICES))
+@pytest.mark.parametrize("route", ["auto", *ROUTES])
+def test_dependent_launch_is_planned_where_it_can_be(name: str, route: str) -> None:
+    device = KNOWN_DEVICES[name]
+    if route == "clustered" and device.max_cluster == 1:
+        return
+    plain = plan(LONG_ROWS, device, limited(device), route=route)
+    made = plan(replace(LONG_ROWS, pdl=True), device, limited(device), route=route)
+    assert not plain.pdl and not plain.variant.pdl
+    assert made.pdl == made.variant.pdl == (device.has_pdl and made.route != "persistent")
+    assert replace(made, pdl=False) == plain, "and nothing else is planned otherwise"
+
+
+# -- the choice by times -----------------------------------------------------------------------------------------------
+
+TIMES = {
+    "filtered": {
+        1: {10_000: 8.0, 100_000: 16.0, 1_000_000: 100.0},
+        10: {10_000: 9.0, 100_000: 18.0, 1_000_000: 110.0},
+        100: {10_000: 10.0, 100_000: 20.0, 1_000_000: 120.0},
+    },
+    "clustered:4": {1: {10_000: 9.0, 100_000: 10.0, 1_000_000: 30.0}, 10: {10_000: 12.0, 100_000: 12.0}},
+    "clustered:16": {1: {100_000: 11.0, 1_000_000: 20.0}, 10: {100_000: 30.0, 1_000_000: 90.0}},
+    "persistent": {1: {1_000_000: 15.0}},
+}
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "_table", lambda: {("h200", 132): TIMES})
+
+
+@pytest.mark.usefixtures("table")
+def test_measured_times_are_exact_where_they_were_measured() -> None:
+    for route, grid in TIMES.items():
+        for rows, line in grid.items():
+            for length, us in line.items():
+                found = measured_times(H200, rows, length)
+                assert found[route] == pytest.approx(us, rel=1e-12), (route, rows, length)
+                holes = {r for r, g in TIMES.items() if length not in g.get(rows, {})}
+                assert not holes & set(found)
+
+
+@pytest.mark.usefixtures("table")
+def test_measured_times_lie_between_their_neighbours_and_stay_at_the_ends() -> None:
+    def us(rows: int, length: int) -> float:
+        return measured_times(H200, rows, length)["filtered"]
+
+    for rows, length in ((1, 20_000), (3, 10_000), (3, 50_000), (50, 500_000), (99, 999_999)):
+        corners = [us(r, n) for r in (1, 10, 100) for n in (10_000, 100_000, 1_000_000)]
+        assert min(corners) < us(rows, length) < max(corners)
+    for rows in (1, 2, 10, 70, 100):
+        line = [us(rows, n) for n in (10_000, 10_001, 30_000, 99_999, 100_000, 100_001, 600_000, 1_000_000)]
+        assert line == sorted(line)
+        assert us(rows, 1) == us(rows, 10_000) and us(rows, 2**31 - 1) == us(rows, 1_000_000)
+    for length in (10_000, 70_000, 1_000_000):
+        column = [us(rows, length) for rows in (1, 2, 9, 10, 11, 99, 100)]
+        assert column == sorted(column) and us(2**31 - 1, length) == us(100, length)
+    assert us(1, 31_623) == pytest.approx((8 * 16) ** 0.5, rel=1e-4), "halfway by the logarithm of the length"
+
+
+@pytest.mark.usefixtures("table")
+def test_a_route_with_a_hole_around_the_shape_is_left_out() -> None:
+    def routes(rows: int, length: int) -> set[str]:
+        return set(measured_times(H200, rows, length))
+
+    assert routes(1, 1_000_000) == set(TIMES) and routes(1, 3_000_000) == set(TIMES)
+    assert routes(2, 1_000_000) == {"filtered", "clustered:16"}
+    assert routes(1, 50_000) == {"filtered", "clustered:4"}
+    assert routes(10, 10_000) == {"filtered", "clustered:4"}
+    assert routes(11, 10_000) == routes(100, 10_000) == {"filtered"}
+    for device in (replace(H200, sms=131), replace(H200, name="another"), KNOWN_DEVICES["b200"]):
+        assert measured_times(device, 1, 10_000) == {}
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("rows", "length", "route", "group"),
+    [
+        (1, 10_000, "filtered", 1),
+        (1, 100_000, "clustered", 4),
+        (10, 100_000, "clustered", 4),
+        (10, 1_000_000, "clustered", 16),
+        (100, 1_000_000, "filtered", 1),
+    ],
+)
+def test_the_fastest_measured_route_is_planned(rows: int, length: int, route: str, group: int) -> None:
+    made = plan(Problem(rows=rows, width=length, k=512), H200, limited(H200))
+    assert (made.route, made.group) == (route, group)
+    assert f"measured fastest near {rows} x {length}" in made.why
+    made = plan(Problem(rows=1, width=1_000_000, k=512), H200, limited(H200))
+    assert made.route == "persistent" and made.cooperative
+    hinted = Problem(rows=rows, width=3_000_000, k=512, max_seq_len=length)
+    assert plan(hinted, H200, limited(H200)).route == route, "the hint is what counts"
+    assert plan(replace(hinted, waits="never"), H200, limited(H200)).route == "filtered"
+
+
+@pytest.mark.usefixtures("table")
+def test_with_a_budget_the_device_is_another_one() -> None:
+    made = plan(Problem(rows=1, width=1_000_000, k=512, sm_budget=40), H200, limited(H200))
+    assert "measured" not in made.why and made.sms == 40 and made.grid <= 40 * made.occupancy
+    same = plan(Problem(rows=10, width=100_000, k=512, sm_budget=132), H200, limited(H200))
+    assert "measured fastest near" in same.why and same.groups == 10
+
+
+@pytest.mark.parametrize("name", ["h100", "b200"])
+def test_the_models_choice_is_sane(name: str) -> None:
+    device = KNOWN_DEVICES[name]
+
+    def made(rows: int, width: int) -> Plan:
+        found = plan(Problem(rows=rows, width=width, k=1024), device, limited(device))
+        if width > 8192:
+            clustered = found.route == "clustered"
+            assert ("by a model" in found.why) is (clustered or found.route == "filtered")
+        return found
+
+    for rows in (1, 4, 16, 64, 400):
+        assert made(rows, 8192).route == "filtered"
+    assert made(4, 131_072).route == "clustered" and made(4, 131_072).group >= 8, "few long rows are shared by many"
+    assert made(1, 2_000_000).route == "persistent", "one very long row by the whole device"
+    beyond = made(1, 8_388_608)  # more than that holds
+    assert (beyond.route, beyond.group) == ("clustered", 16) and "by a model" in beyond.why
+    assert made(400, 131_072).route == "filtered" or made(400, 131_072).group == 2, "many rows by next to none"
+    sizes = [made(rows, 131_072).group for rows in (4, 16, 64, 400)]
+    assert sizes == sorted(sizes, reverse=True), "the more rows, the fewer blocks each"
+    for rows in (1, 16, 100):
+        times = [modelled_times(device, rows, n, 16)["clustered:8"] for n in (10_000, 40_000, 200_000, 10**6)]
+        assert times == sorted(times)
+
+
+def test_the_model_has_fewer_choices_where_there_is_less() -> None:
+    assert set(modelled_times(A100, 4, 100_000, 16)) == {"filtered", "persistent"}
+    assert set(modelled_times(A100, 40, 100_000, 16)) == {"filtered"}
+    assert set(modelled_times(H200, 4, 100_000, 16)) == {
+        "filtered",
+        "persistent",
+        *(f"clustered:{n}" for n in CLUSTERS),
+    }
+    small = modelled_times(replace(H200, sms=4), 1, 100_000, 16)
+    assert "persistent" not in small and min(small, key=lambda n: small[n]) in ("filtered", "clustered:2")

@@ -25,10 +25,10 @@ from drvtopk.errors import (
     WorkspaceTooSmall,
 )
 from drvtopk.plan import Problem
-from drvtopk.spec import KernelInfo, Variant
+from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES, KernelInfo, Variant
 from tests.fake_driver import FakeDriver
 
-LAUNCHES = ("cuLaunchKernel", "cuLaunchCooperativeKernel")
+LAUNCHES = ("cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel")
 LONG = Problem(rows=4, width=1_000_000, k=1024)
 SHORT = Problem(rows=4, width=8192, k=1024)
 ADDRESSES = (1 << 20, 2 << 20, 3 << 20, 4 << 20)  # logits, lengths, out, workspace
@@ -57,7 +57,7 @@ def fake() -> FakeDriver:
 
 
 def test_the_limit_is_raised_before_occupancy_is_asked_of_the_function_that_is_launched(fake: FakeDriver) -> None:
-    prepared = make(fake).prepare(LONG)
+    prepared = make(fake).prepare(LONG, route="persistent")
     prepared.launch(*ADDRESSES)
     (launch,) = [args for name, args in fake.calls if name in LAUNCHES]
     function, smem = launch[0], launch[7]
@@ -69,7 +69,7 @@ def test_the_limit_is_raised_before_occupancy_is_asked_of_the_function_that_is_l
 
 
 def test_a_cooperative_grid_is_resident_and_goes_out_cooperatively(fake: FakeDriver) -> None:
-    prepared = make(fake).prepare(LONG)
+    prepared = make(fake).prepare(LONG, route="persistent")
     prepared.launch(*ADDRESSES)
     assert fake.names[-1] == "cuLaunchCooperativeKernel"
     assert fake.calls[-1][1][1] == prepared.plan.grid <= prepared.plan.resident_cap == 264
@@ -83,13 +83,125 @@ def test_blocks_that_do_not_wait_go_out_plainly(fake: FakeDriver) -> None:
 
 
 @pytest.mark.parametrize("problem", [LONG, SHORT])
-def test_a_prepared_call_is_one_driver_call(fake: FakeDriver, problem: Problem) -> None:
-    prepared = make(fake).prepare(problem)
+@pytest.mark.parametrize(
+    ("route", "call"),
+    [
+        ("auto", "cuLaunchKernel"),
+        ("filtered", "cuLaunchKernel"),
+        ("clustered", "cuLaunchKernel"),
+        ("persistent", "cuLaunchCooperativeKernel"),
+    ],
+)
+def test_a_prepared_call_is_one_driver_call(fake: FakeDriver, problem: Problem, route: str, call: str) -> None:
+    prepared = make(fake).prepare(problem, route=route)
+    if route == "persistent" and problem == SHORT:
+        call = "cuLaunchKernel"  # nobody waits
     fake.calls.clear()
     for _ in range(3):
         prepared.launch(*ADDRESSES, stream=5)
-    assert len(fake.calls) == 3 and set(fake.names) <= set(LAUNCHES)
-    assert fake.calls[0][1][8] == 5
+    assert fake.names == [call] * 3
+    for _, args in fake.calls:
+        assert args[8] == 5 and args[1:7] == (prepared.plan.grid, 1, 1, prepared.plan.variant.threads, 1, 1)
+
+
+@pytest.mark.parametrize("group", CLUSTERS)
+def test_clusters_are_asked_for_as_they_are_launched(fake: FakeDriver, group: int) -> None:
+    """Limits first, leave for more than 8 blocks included, then occupancy, then clusters, all of one function."""
+    prepared = make(fake).prepare(LONG, route="clustered", group=group)
+    plan = prepared.plan
+    assert (plan.group, plan.grid, plan.block, plan.cooperative, plan.workspace_bytes) == (
+        group,
+        4 * group,
+        512,
+        False,
+        0,
+    )
+    prepared.launch(*ADDRESSES[:3], stream=5)
+    name, launch = fake.calls[-1]
+    assert name == "cuLaunchKernel" and launch[1:9] == (4 * group, 1, 1, 512, 1, 1, plan.smem_bytes, 5)
+    function = launch[0]
+    mine = [(name, args) for name, args in fake.calls if args and args[0] == function]
+    large = ["CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED"] if group > 8 else []
+    attributes = [args[1] for name, args in mine if name == "cuFuncSetAttribute"]
+    assert attributes == [*large, "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"]
+    asked = [name for name, _ in mine if name.startswith(("cuFuncSet", "cuOccupancy", "cuLaunch"))]
+    assert asked == [
+        *["cuFuncSetAttribute"] * len(attributes),
+        "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+        "cuOccupancyMaxActiveClusters",
+        "cuLaunchKernel",
+    ]
+    ((config_of, config),) = [args for name, args in fake.calls if name == "cuOccupancyMaxActiveClusters"]
+    assert config_of == function and config.sharedMemBytes == plan.smem_bytes
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (group, 1, 1)
+    assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (512, 1, 1)
+    dimensions = config.attrs[0].value.clusterDim
+    assert (dimensions.x, dimensions.y, dimensions.z) == (group, 1, 1)
+    assert f"{fake.resident_clusters(group, plan.smem_bytes)} clusters fit at once" in plan.why
+
+
+def test_a_cluster_that_the_driver_has_no_room_for_is_not_planned(fake: FakeDriver) -> None:
+    fake.replace["cuOccupancyMaxActiveClusters"] = lambda function, config: (0, int(config.gridDimX <= 4))
+    here = make(fake)
+    assert here.plan(LONG, route="clustered").group == 4
+    with pytest.raises(PlanError, match=r"no cluster of 8 blocks with \d+ bytes of shared memory each fits"):
+        here.plan(LONG, route="clustered", group=8)
+    fake.replace["cuOccupancyMaxActiveClusters"] = lambda function, config: (0, 0)
+    with pytest.raises(PlanError, match="no cluster of"):
+        here.plan(LONG, route="clustered")
+    assert here.plan(LONG).route in ("filtered", "persistent")
+
+
+def test_an_assumed_device_only_takes_clusters_away(fake: FakeDriver) -> None:
+    here = make(fake)
+    few = dataclasses.replace(KNOWN_DEVICES["h200"], sms=8)
+    problem = dataclasses.replace(LONG, rows=100, sm_budget=8)
+    plan = here.plan(problem, route="clustered", group=4, assume=few)
+    assert plan.sms == 8 and plan.grid <= 8 * plan.occupancy and plan.groups < 100
+    with pytest.raises(PlanError, match="no cluster of 2 blocks"):
+        here.plan(LONG, route="clustered", group=2, assume=KNOWN_DEVICES["a100"])
+
+
+@pytest.mark.parametrize("route", ["filtered", "clustered"])
+def test_dependent_launches_go_out_with_their_attribute_on_the_stream_of_the_call(fake: FakeDriver, route: str) -> None:
+    seen: list[Any] = []
+
+    def launch(config: Any, function: int, params: int, extra: int) -> tuple[int]:
+        seen.append((config.hStream, function, params, extra))  # there is one config for all launches
+        return (0,)
+
+    fake.replace["cuLaunchKernelEx"] = launch
+    prepared = make(fake).prepare(dataclasses.replace(LONG, pdl=True), route=route)
+    plan = prepared.plan
+    assert plan.pdl and plan.variant.pdl
+    fake.calls.clear()
+    for stream in (5, 0, 7):
+        prepared.launch(*ADDRESSES[:3], stream=stream)
+    assert fake.names == ["cuLaunchKernelEx"] * 3 and [s for s, *_ in seen] == [5, 0, 7]
+    config = fake.calls[0][1][0]
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (plan.grid, 1, 1)
+    assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (plan.block, 1, 1)
+    assert config.sharedMemBytes == plan.smem_bytes and config.numAttrs == len(config.attrs) == 1
+    assert config.attrs[0].id == "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"
+    assert config.attrs[0].value.programmaticStreamSerializationAllowed == 1
+    fake.fail["cuLaunchKernelEx"] = 701
+    del fake.replace["cuLaunchKernelEx"]
+    with pytest.raises(DriverError, match=f"cuLaunchKernelEx returned 701.*grid {plan.grid}"):
+        prepared.launch(*ADDRESSES[:3])
+
+
+def test_cooperative_launches_and_older_gpus_do_without_dependent_launch(fake: FakeDriver) -> None:
+    asked = dataclasses.replace(LONG, pdl=True)
+    prepared = make(fake).prepare(asked, route="persistent")
+    prepared.launch(*ADDRESSES)
+    assert fake.names[-1] == "cuLaunchCooperativeKernel" and not prepared.plan.pdl
+    fake.fail["cuLaunchCooperativeKernel"] = 720
+    prepared.launch(*ADDRESSES)
+    assert fake.names[-1] == "cuLaunchKernelEx" and prepared.plan.route == "filtered" and prepared.plan.pdl
+    fake.attributes["COMPUTE_CAPABILITY_MAJOR"] = 8
+    older = make(fake).prepare(asked, route="filtered")
+    older.launch(*ADDRESSES[:3])
+    assert fake.names[-1] == "cuLaunchKernel" and not older.plan.pdl
 
 
 def test_the_parameter_block_is_what_the_kernels_expect(fake: FakeDriver) -> None:
@@ -105,7 +217,7 @@ def test_the_parameter_block_is_what_the_kernels_expect(fake: FakeDriver) -> Non
         return (0,)
 
     fake.replace["cuLaunchCooperativeKernel"] = launch
-    prepared = make(fake).prepare(LONG)
+    prepared = make(fake).prepare(LONG, route="persistent")
     prepared.launch(*ADDRESSES, out_stride=2000)
     p = prepared.plan
     assert list(np.frombuffer(seen[0], np.uint64, 6)) == [*ADDRESSES, p.stride, 2000]
@@ -122,13 +234,13 @@ def test_no_rows_launch_nothing(fake: FakeDriver) -> None:
 
 def test_the_sms_of_a_green_context_are_counted_not_the_die() -> None:
     fake = FakeDriver(resource_sms=32)
-    plan = make(fake).plan(LONG)
+    plan = make(fake).plan(LONG, route="persistent")
     assert (plan.sms, plan.resident_cap) == (32, 64)
     assert plan.grid <= 64
 
 
 def test_720_becomes_the_fallback_and_the_plan_says_so(fake: FakeDriver, caplog: pytest.LogCaptureFixture) -> None:
-    prepared = make(fake).prepare(LONG)
+    prepared = make(fake).prepare(LONG, route="persistent")
     fake.fail["cuLaunchCooperativeKernel"] = 720
     fake.calls.clear()
     prepared.launch(*ADDRESSES)
@@ -143,7 +255,7 @@ def test_720_becomes_the_fallback_and_the_plan_says_so(fake: FakeDriver, caplog:
 
 def test_a_plan_that_oversubscribes_is_refused_by_the_driver_and_falls_back(fake: FakeDriver) -> None:
     here = make(fake)
-    plan = here.plan(LONG)
+    plan = here.plan(LONG, route="persistent")
     groups = plan.resident_cap // plan.group + 1
     one_more = dataclasses.replace(plan, groups=groups, grid=groups * plan.group)
     assert one_more.grid > plan.resident_cap
@@ -152,10 +264,11 @@ def test_a_plan_that_oversubscribes_is_refused_by_the_driver_and_falls_back(fake
     assert prepared.plan.route == "filtered" and str(one_more.grid) in prepared.plan.why
 
 
-def test_zero_resident_blocks_are_never_rounded_up() -> None:
+@pytest.mark.parametrize("route", ["auto", *ROUTES])
+def test_zero_resident_blocks_are_never_rounded_up(route: str) -> None:
     fake = FakeDriver(occupancy=lambda smem: 0)
-    with pytest.raises(PlanError, match="none fits"):
-        make(fake).prepare(LONG)
+    with pytest.raises(PlanError, match="no cluster" if route == "clustered" else "none fits"):
+        make(fake).prepare(LONG, route=route)
     assert not set(fake.names) & set(LAUNCHES)
 
 
@@ -174,19 +287,34 @@ def test_a_failure_while_preparing_names_the_call_and_launches_nothing(fake: Fak
     here = make(fake)
     fake.fail[call] = 999
     with pytest.raises(DriverError) as caught:
-        here.prepare(LONG)
+        here.prepare(LONG, route="persistent")
     error = caught.value
     assert (error.call, error.code, error.name) == (call, 999, "CUDA_ERROR_999")
     assert call in str(error) and "what 999 means" in str(error)
     assert not set(fake.names) & set(LAUNCHES)
     fake.fail.clear()
-    here.prepare(LONG).launch(*ADDRESSES)  # nothing half-done stays behind
+    here.prepare(LONG, route="persistent").launch(*ADDRESSES)  # nothing half-done stays behind
     assert fake.names[-1] == "cuLaunchCooperativeKernel"
 
 
-@pytest.mark.parametrize(("problem", "call"), [(LONG, "cuLaunchCooperativeKernel"), (SHORT, "cuLaunchKernel")])
-def test_a_failed_launch_names_our_numbers(fake: FakeDriver, problem: Problem, call: str) -> None:
-    prepared = make(fake).prepare(problem)
+@pytest.mark.parametrize("call", [*PREPARING, "cuOccupancyMaxActiveClusters"])
+def test_a_failure_while_preparing_clusters_leaves_nothing_half_done(fake: FakeDriver, call: str) -> None:
+    here = make(fake)
+    fake.fail[call] = 999
+    with pytest.raises(DriverError, match=call):
+        here.prepare(LONG, route="clustered", group=16)
+    assert not set(fake.names) & set(LAUNCHES)
+    fake.fail.clear()
+    here.prepare(LONG, route="clustered", group=16).launch(*ADDRESSES[:3])
+    assert fake.names[-1] == "cuLaunchKernel" and fake.calls[-1][1][0] in fake.large_clusters
+
+
+@pytest.mark.parametrize(
+    ("route", "call"),
+    [("persistent", "cuLaunchCooperativeKernel"), ("filtered", "cuLaunchKernel"), ("clustered", "cuLaunchKernel")],
+)
+def test_a_failed_launch_names_our_numbers(fake: FakeDriver, route: str, call: str) -> None:
+    prepared = make(fake).prepare(LONG, route=route)
     fake.fail[call] = 701
     with pytest.raises(DriverError, match=f"{call} returned 701.*grid {prepared.plan.grid}"):
         prepared.launch(*ADDRESSES)
@@ -212,16 +340,16 @@ def test_an_nvrtc_newer_than_the_driver_is_a_named_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(engine, "nvrtc_version", lambda: (13, 0))
     fake = FakeDriver(version=12080)
     with pytest.raises(CompilerUnavailable, match=r"NVRTC 13\.0 is newer than the driver, which runs CUDA 12\.8"):
-        make(fake).prepare(LONG)
+        make(fake).prepare(LONG, route="persistent")
     assert "cuModuleLoadData" not in fake.names
 
 
 def test_one_engine_asks_the_same_on_the_first_and_the_100th_plan(fake: FakeDriver) -> None:
     here = make(fake)
-    first = here.plan(LONG)
+    first = here.plan(LONG, route="persistent")
     loads = fake.names.count("cuModuleLoadData")
     for _ in range(99):
-        assert here.plan(LONG) == first
+        assert here.plan(LONG, route="persistent") == first
     assert fake.names.count("cuModuleLoadData") == loads
 
 
@@ -240,7 +368,7 @@ def test_one_engine_asks_the_same_on_the_first_and_the_100th_plan(fake: FakeDriv
 def test_bad_addresses_are_refused_before_anything_is_launched(
     fake: FakeDriver, argument: str, addresses: tuple[int, int, int, int]
 ) -> None:
-    prepared = make(fake).prepare(LONG)
+    prepared = make(fake).prepare(LONG, route="persistent")
     with pytest.raises(InvalidArgument) as caught:
         prepared.launch(*addresses)
     assert caught.value.argument == argument
@@ -284,7 +412,8 @@ OUT = 2 << 30
 
 def test_topk_on_device_arrays_lends_a_workspace_and_launches_on_the_stream(host: Engine, fake: FakeDriver) -> None:
     out = Device((4, 1024), "<i4", address=OUT)
-    assert api.topk(Device((4, 100_000)), 1024, Device((4,), "<i4", address=3 << 30), out=out, stream=9) is out
+    lengths = Device((4,), "<i4", address=3 << 30)
+    assert api.topk(Device((4, 100_000)), 1024, lengths, out=out, stream=9, route="persistent") is out
     assert fake.names[-3:] == ["cuMemAllocAsync", "cuLaunchCooperativeKernel", "cuMemFreeAsync"]
     assert fake.calls[-2][1][8] == 9 and fake.calls[-1][1][1] == 9
 
@@ -303,17 +432,34 @@ def test_an_unprepared_call_inside_a_capture_is_refused(host: Engine, fake: Fake
     logits, out = Device((4, 100_000)), Device((4, 8), "<i4", address=OUT)
     fake.capturing = True
     with pytest.raises(NotPrepared):
-        api.topk(logits, 8, out=out, stream=9)
+        api.topk(logits, 8, out=out, stream=9, route="persistent")
     assert "cuModuleLoadData" not in fake.names
     fake.capturing = False
-    api.topk(logits, 8, out=out, stream=9)
+    api.topk(logits, 8, out=out, stream=9, route="persistent")
     fake.capturing = True
     with pytest.raises(NotPrepared, match="workspace"):
-        api.topk(logits, 8, out=out, stream=9)
+        api.topk(logits, 8, out=out, stream=9, route="persistent")
     fake.calls.clear()
-    api.topk(logits, 8, out=out, stream=9, workspace=Device((1 << 22,), "|u1", address=3 << 30))
+    api.topk(logits, 8, out=out, stream=9, route="persistent", workspace=Device((1 << 22,), "|u1", address=3 << 30))
     assert [n for n in fake.names if n.startswith(("cuLaunch", "cuMem", "cuModule", "cuFunc"))] == [
         "cuLaunchCooperativeKernel"
+    ]
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+def test_clusters_run_inside_a_capture_once_they_are_prepared(host: Engine, fake: FakeDriver, pdl: bool) -> None:
+    logits, out = Device((4, 100_000)), Device((4, 8), "<i4", address=OUT)
+    asked: dict[str, Any] = {"out": out, "stream": 9, "route": "clustered", "pdl": pdl}
+    fake.capturing = True
+    with pytest.raises(NotPrepared):
+        api.topk(logits, 8, **asked)
+    fake.capturing = False
+    api.topk(logits, 8, **asked)
+    fake.capturing = True
+    fake.calls.clear()
+    api.topk(logits, 8, **asked)
+    assert [n for n in fake.names if n.startswith(("cuLaunch", "cuMem", "cuModule", "cuFunc", "cuOccupancy"))] == [
+        "cuLaunchKernelEx" if pdl else "cuLaunchKernel"
     ]
 
 
@@ -355,17 +501,18 @@ def test_bad_arguments_are_named_and_nothing_is_launched(
 def test_a_workspace_that_is_too_small_says_both_numbers(host: Engine, fake: FakeDriver) -> None:
     out = Device((4, 8), "<i4", address=OUT)
     with pytest.raises(WorkspaceTooSmall, match=r"got 1000 bytes, allowed is at least \d+ bytes"):
-        api.topk(Device((4, 100_000)), 8, out=out, workspace=Device((250,), "<i4", address=3 << 30))
+        small = Device((250,), "<i4", address=3 << 30)
+        api.topk(Device((4, 100_000)), 8, out=out, workspace=small, route="persistent")
     assert not set(fake.names) & set(LAUNCHES)
 
 
 def test_numpy_arrays_are_copied_in_and_out_and_nothing_stays_allocated(host: Engine, fake: FakeDriver) -> None:
-    result = api.topk(np.zeros((4, 100_000), np.float32), 8, np.array([1, 2, 3, 2**40]))
+    result = api.topk(np.zeros((4, 100_000), np.float32), 8, np.array([1, 2, 3, 2**40]), route="persistent")
     assert result.shape == (4, 8) and result.dtype == np.int32
     assert fake.names.count("cuMemAlloc") == fake.names.count("cuMemFree") == 4
     fake.fail["cuLaunchCooperativeKernel"] = 700
     with pytest.raises(DriverError):
-        api.topk(np.zeros((4, 100_000), np.float32), 8)
+        api.topk(np.zeros((4, 100_000), np.float32), 8, route="persistent")
     assert fake.names.count("cuMemAlloc") == fake.names.count("cuMemFree")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from drvtopk import compiler, engine
 from drvtopk.cache import Cache, default_folder
@@ -18,7 +19,7 @@ from drvtopk.driver import Driver
 from drvtopk.engine import Engine, Prepared
 from drvtopk.plan import Problem
 from drvtopk.reference import Selected, faults, narrowed
-from drvtopk.spec import PLAIN, Options, Variant, align
+from drvtopk.spec import PLAIN, ROUTES, Options, Variant, align
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -27,9 +28,8 @@ Ints = npt.NDArray[Any]
 CANARY = np.float32(3e38)  # behind every row: a kernel that looks there selects it
 POISON = 0x7B
 GUARD = 256  # bytes behind a workspace and an output
-INSTANTIATIONS = [
-    (route, k, vec) for route in ("persistent", "filtered") for k in (512, 1024, 2048) for vec in (1, 2, 4)
-]
+INSTANTIATIONS = [(route, k, vec) for route in ROUTES for k in (512, 1024, 2048) for vec in (1, 2, 4)]
+NO_CLUSTERS = "no clusters here: compute capability 9.0 and 10.x have them"
 _LAYOUTS = {8: (0, 0), 4: (0, 4), 2: (0, 2), 1: (1, 0)}  # vec_size: base offset and extra stride, in elements
 
 
@@ -59,6 +59,16 @@ class Gpu:
         self.driver = engine.driver
         self.dirt = 0
         self.leftovers = True
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Those that this device has."""
+        return ROUTES if self.engine.device.max_cluster > 1 else tuple(r for r in ROUTES if r != "clustered")
+
+    def needs(self, route: str) -> None:
+        """Skips a test of a route that this device does not have."""
+        if route not in (*self.routes, "auto"):
+            pytest.skip(NO_CLUSTERS)
 
     @contextlib.contextmanager
     def memory(self, *sizes: int) -> Iterator[list[int]]:
@@ -103,6 +113,7 @@ class Gpu:
         max_seq_len: int | None = None,
         waits: str = "allowed",
         sm_budget: int | None = None,
+        pdl: bool = False,
         mode: str = "eager",
         **how: Any,
     ) -> Selected:
@@ -129,6 +140,7 @@ class Gpu:
                 waits=waits,
                 sm_budget=sm_budget,
                 options=options,
+                pdl=pdl,
             )
             prepared = self.engine.prepare(problem, **how)
         if vec is not None:

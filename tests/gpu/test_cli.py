@@ -23,7 +23,7 @@ def test_demo_runs_on_the_device_and_is_exact(gpu: Gpu, capsys: pytest.CaptureFi
     assert main(["demo", "--json", "--k", "2048"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["device"] == gpu.engine.device.name and found["exact"] and found["microseconds"] > 0
-    assert found["plan"]["why"].startswith("filtered: 16 rows")
+    assert found["plan"]["why"].startswith(f"{found['plan']['route']}: ")
 
 
 def test_topk_of_a_file_runs_on_the_device(gpu: Gpu, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -83,6 +83,30 @@ def test_plan_asks_the_driver(gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> N
     found = json.loads(capsys.readouterr().out)
     assert found["occupancy_source"] == "driver" and found["device"] == gpu.engine.device.name
     assert found["kernels"][-1]["occupancy"] == found["occupancy"]
+
+
+def test_plan_asks_the_driver_for_clusters(gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.needs("clustered")
+    argv = [
+        "plan",
+        "--rows",
+        "4",
+        "--stride",
+        "100000",
+        "--k",
+        "1024",
+        "--route",
+        "clustered",
+        "--group",
+        "8",
+        "--json",
+    ]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["route"], found["grid"], found["block"]) == ("clustered", 32, 512)
+    assert (
+        found["clusters"][-1]["clusters"] >= 1 and f"{found['clusters'][-1]['clusters']} clusters fit" in found["why"]
+    )
 
 
 def test_doctor_is_content(gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> None:

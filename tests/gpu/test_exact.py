@@ -1,4 +1,4 @@
-"""Exactness on both kernels and all nine instantiations each: lengths, ties, narrow bands, infinities, NaN, layouts."""
+"""Exactness on every route and all nine instantiations each: lengths, ties, narrow bands, infinities, NaN, layouts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drvtopk.plan import Problem
-from drvtopk.spec import Tuning
+from drvtopk.spec import ROUTES, Tuning
 from tests.gpu.support import INSTANTIATIONS, Floats, Gpu, layout
 from tests.inputs import INPUTS, make
 
-SMALL = Tuning(short_max=1024, radix_threshold=2048, min_chunk=256, max_candidates=512)
+SMALL = Tuning(short_max=1024, radix_threshold=2048, cluster_threshold=2048, min_chunk=256, max_candidates=512)
+CLUSTERS_SMALL = dataclasses.replace(SMALL, max_candidates=2048, samples=1024)  # no less than k, and room for guesses
+ANY_K = (1, 7, 500, 511, 513, 1000, 2051, 3000, 4096)
 WIDTHS = (513, 2049, 4100, 8192, 8193, 16384, 32768, 32769, 70_001)
 
 
 def paths_of(k: int) -> Tuning:
     """Thresholds for which rows of a few times k elements take every path."""
-    return Tuning(short_max=2 * k, radix_threshold=4 * k, min_chunk=256, max_candidates=k)
+    return Tuning(
+        short_max=2 * k, radix_threshold=4 * k, cluster_threshold=4 * k, min_chunk=256, max_candidates=k, samples=k
+    )
 
 
 everywhere = pytest.mark.parametrize(("route", "k", "vec"), INSTANTIATIONS)
@@ -53,7 +57,7 @@ def test_a_wrong_hint_costs_time_only(gpu: Gpu, route: str, k: int, vec: int) ->
 @everywhere
 @pytest.mark.parametrize("name", INPUTS)
 def test_named_inputs_at_every_path(gpu: Gpu, name: str, route: str, k: int, vec: int) -> None:
-    for width in WIDTHS:
+    for width in WIDTHS if route != "clustered" else (513, 8193, 16384, 32769, 70_001):  # up to 8192 by a block alone
         gpu.check(make(name, 2, width), k, route=route, vec=vec)
 
 
@@ -103,8 +107,8 @@ def test_degenerate_shapes(gpu: Gpu, route: str, k: int, vec: int) -> None:
         gpu.check(make("normal", rows, width), k, route=route, vec=vec if rows else None)
 
 
-@pytest.mark.parametrize("route", ["persistent", "filtered"])
-@pytest.mark.parametrize("k", [1, 7, 500, 511, 513, 1000, 2051, 3000, 4096])
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("k", ANY_K)
 def test_any_k(gpu: Gpu, route: str, k: int) -> None:
     for width in (k, k + 1, 8000, 33_333):
         gpu.check(make("normal", 2, width), k, route=route)
@@ -125,6 +129,9 @@ def test_rows_of_every_path_in_all_orders(gpu: Gpu, route: str, k: int, vec: int
         assert plan.cooperative and plan.group == 5 and plan.candidates >= k
         state = plan.workspace_bytes // plan.groups
         plan = dataclasses.replace(plan, groups=groups, grid=groups * plan.group, workspace_bytes=groups * state)
+    if route == "clustered":
+        assert plan.group > 1 and plan.candidates == k
+        plan = dataclasses.replace(plan, groups=groups, grid=groups * plan.group)
     x = make("narrow_1.03", 40, width, seed=groups)[np.arange(len(lengths)) % 40]
     gpu.check(x, k, lengths, vec=vec, prepared=gpu.engine.prepare(problem, plan=plan))
 
@@ -139,9 +146,10 @@ def test_more_rows_than_the_device_has_sms(gpu: Gpu, k: int, vec: int) -> None:
         x = np.concatenate([make(name, 1, width) for name in kinds])[np.arange(rows) % len(kinds)]
         lengths = np.random.default_rng(width).integers(width // 2, width + 1, rows).astype(np.int32)
         problem = Problem(rows=rows, width=width, k=k, stride=layout(width, vec)[1], offset=layout(width, vec)[0])
-        prepared = gpu.engine.prepare(problem)
-        assert prepared.plan.residency == 2 and prepared.plan.route == "filtered"
-        gpu.check(x, k, lengths, vec=vec, prepared=prepared)
+        for route in ("filtered", "auto"):
+            prepared = gpu.engine.prepare(problem, route=route)
+            assert prepared.plan.residency == 2 and route in ("auto", prepared.plan.route)
+            gpu.check(x, k, lengths, vec=vec, prepared=prepared)
 
 
 @everywhere
@@ -198,7 +206,7 @@ def test_a_threshold_bin_with_as_many_keys_as_a_block_keeps(gpu: Gpu, route: str
     gpu.check(x, k, vec=vec, prepared=prepared)
 
 
-@pytest.mark.parametrize("route", ["persistent", "filtered"])
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("offset", range(4))
 @pytest.mark.parametrize("modulus", range(4))
 def test_layouts(gpu: Gpu, route: str, offset: int, modulus: int) -> None:
@@ -225,16 +233,17 @@ def test_shapes_of_lengths(gpu: Gpu, shape: tuple[int, ...]) -> None:
 _lengths = st.one_of(st.integers(-3, 9000), st.sampled_from([-(2**31), 2**31 - 1, 512, 1024, 1025, 2048, 2049]))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_anything(gpu: Gpu, data: st.DataObject) -> None:
     width = data.draw(st.integers(0, 9000), label="width")
     lengths = data.draw(st.lists(_lengths, min_size=1, max_size=40), label="lengths")
     k = data.draw(st.sampled_from([1, 3, 512, 1024]), label="k")
     vec = data.draw(st.sampled_from([1, 2, 4]), label="vec")
-    route = data.draw(st.sampled_from(["persistent", "filtered"]), label="route")
+    route = data.draw(st.sampled_from(gpu.routes), label="route")
     name = data.draw(st.sampled_from(sorted(INPUTS)), label="input")
     chunk = data.draw(st.sampled_from([None, 256, 1000, 4096]), label="chunk") if route == "persistent" else None
     hint = data.draw(st.sampled_from([None, 0, 2048, 2049]), label="hint")
     x = make(name, len(lengths), width, seed=len(lengths))
-    gpu.check(x, k, np.array(lengths, np.int32), vec=vec, route=route, tuning=SMALL, chunk=chunk, max_seq_len=hint)
+    tuning = CLUSTERS_SMALL if route == "clustered" else SMALL
+    gpu.check(x, k, np.array(lengths, np.int32), vec=vec, route=route, tuning=tuning, chunk=chunk, max_seq_len=hint)

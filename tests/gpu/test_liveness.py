@@ -30,16 +30,18 @@ ODD = DeviceInfo(
 
 def test_the_calculator_agrees_with_the_driver(gpu: Gpu) -> None:
     engine = gpu.engine
-    for route in ROUTES:
-        for k in (*TOP_KS, 1, 4096):
-            for vec in VEC_SIZES:
-                variant = Variant(route=route, k=k, vec_size=vec)
-                info = engine.kernel_info(variant)
-                top = engine.device.smem_optin
-                for smem in (0, variant.fixed_smem_bytes, 46432, 49152, 49153, 100_000, top // 2, top, top + 1):
-                    answer = engine.occupancy(variant, smem)
-                    assert answer == calculated_occupancy(info, engine.device, smem), (variant, smem)
-                assert engine.occupancy(variant, variant.fixed_smem_bytes) >= 1
+    variants = [Variant(route=r, k=k, vec_size=v) for r in ROUTES[:2] for k in (*TOP_KS, 1, 4096) for v in VEC_SIZES]
+    variants += [dataclasses.replace(v, residency=1) for v in variants if v.route == "filtered" and v.k in TOP_KS]
+    if "clustered" in gpu.routes:
+        variants += [Variant(route="clustered", k=k, vec_size=4, cluster=16, residency=1) for k in (*TOP_KS, 1, 4096)]
+        variants += [Variant(route="clustered", k=k, vec_size=4, cluster=16) for k in TOP_KS]
+    for variant in variants:
+        info = engine.kernel_info(variant)
+        top = engine.device.smem_optin
+        for smem in (0, variant.fixed_smem_bytes, 46432, 49152, 49153, 100_000, top // 2, top, top + 1):
+            answer = engine.occupancy(variant, smem)
+            assert answer == calculated_occupancy(info, engine.device, smem, variant.threads), (variant, smem)
+        assert engine.occupancy(variant, variant.fixed_smem_bytes) >= 1
 
 
 def test_the_known_device_has_this_devices_limits(gpu: Gpu) -> None:
@@ -156,12 +158,13 @@ def test_a_captured_graph_is_right_for_any_later_lengths(gpu: Gpu, route: str) -
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize("route", ["persistent", "clustered"])
 @pytest.mark.parametrize("streams", [2, 4])
-def test_the_same_problem_on_several_streams_at_once(gpu: Gpu, streams: int) -> None:
+def test_the_same_problem_on_several_streams_at_once(gpu: Gpu, streams: int, route: str) -> None:
     driver, rows, width, k = gpu.driver, 32, 262_144, 1024
     x = make("normal", rows, width)
-    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=k), route="persistent")
-    assert prepared.plan.cooperative
+    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=k), route=route)
+    assert prepared.plan.cooperative is (route == "persistent") and prepared.plan.group > 1
     handles = [driver.stream_create() for _ in range(streams)]
     bytes_out = 4 * rows * k
     with gpu.memory(x.nbytes, *[bytes_out] * streams, *[prepared.workspace_bytes] * streams) as held:
@@ -214,7 +217,7 @@ def test_rows_beyond_two_and_four_gigabytes(gpu: Gpu) -> None:
     watched = (0, 2047, 2048, 4095, 4096, 4199)
     x = make("normal", len(watched), width)
     driver = gpu.driver
-    for route in ROUTES:
+    for route in gpu.routes:
         prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=k), route=route)
         with gpu.memory(4 * rows * width, 4 * rows, 4 * rows * k, prepared.workspace_bytes) as held:
             values, counts, out, workspace = held
@@ -259,4 +262,5 @@ def test_device_arrays_in_and_out(gpu: Gpu) -> None:
         gpu.driver.copy_to_host(found, out)
         assert faults(x, 1024, lengths, found) == []
         with pytest.raises(WorkspaceTooSmall):
-            drvtopk.topk(logits, 1024, given, out=named, workspace=Array(small, (1000,), "|u1"))
+            small_one = Array(small, (1000,), "|u1")
+            drvtopk.topk(logits, 1024, given, out=named, workspace=small_one, route="persistent")

@@ -79,20 +79,21 @@ def compiled(gpu: Gpu) -> None:
     wanted: dict[Variant, None] = {}
 
     def want(options: Options, k: int, vec: int = 4, tuning: Tuning = DEFAULT_TUNING, *, rows: int = 2) -> None:
+        """For so many rows: few of them make more blocks than SMs already where a cluster shares each."""
         offset, stride = layout(40_000, vec)
         problem = Problem(rows=rows, width=40_000, k=k, offset=offset, stride=stride, options=options)
-        for route in ROUTES:
+        for route in gpu.routes:
             made = plan(problem, device, lambda variant, smem: variant.residency, route=route, tuning=tuning)
             wanted[made.variant] = None
 
     for options in COMBINED.values():
-        want(options, K, options.vec_sizes[-1], SMALL)
+        want(options, K, options.vec_sizes[-1], SMALL, rows=len(LENGTHS))
     for dtype, vec in LOADS:
         want(Options(dtype=dtype, values=True), K, vec, SMALL)
         want(Options(dtype=dtype, values=True), 512, vec)
         want(Options(dtype=dtype, values=True, order="value"), 512, 8 if dtype != "float32" else 4)
     for dtype, vec in WINDOWS:
-        want(windows(dtype), 512, vec)
+        want(windows(dtype), 512, vec, rows=16)
     for k in KS:
         for options in EVERYTHING.values():
             want(options, k)
@@ -108,7 +109,7 @@ def compiled(gpu: Gpu) -> None:
     want(replace(WORDS, index_dtype="int64"), 512, 8)
     want(replace(WORDS, order="none").made_deterministic(), 512, 8)
     for options in (DETERMINISTIC, SAMPLER.made_deterministic()):
-        for rows in (1, device.sms + 1):  # blocks that have an SM to themselves, and such as share one
+        for rows in (1, 64, device.sms + 1):  # blocks that have an SM to themselves, and such as share one
             want(options, 512, options.vec_sizes[-1], rows=rows)
     compile_ahead(wanted, device.arch)
 
@@ -275,7 +276,7 @@ def test_the_same_bits_wherever_a_row_stands(gpu: Gpu, length: int, asked: Optio
     kinds = ("normal", "two_values", "low_10_bits", "nan_payloads")
     rows = narrowed(np.concatenate([make(name, 1, length) for name in kinds]), options.dtype)
     wanted = select(rows, 512, options=options)
-    for route in (*ROUTES, "auto"):
+    for route in (*gpu.routes, "auto"):
         for batch in (1, 2, 7, 64, 200) if length > 5000 else (1, 2, 7, 64, 200, 2048):
             which = np.random.default_rng(batch).integers(0, 4, batch)
             for mode in ("eager", "graph", "streams") if batch <= 200 else ("eager",):

@@ -89,7 +89,7 @@ def test_it_finishes_beside_blockers_that_wait_for_it(gpu: Gpu, held: int, rows:
     held = min(held, gpu.engine.device.sms - 1)
     x = make("normal", rows, width)
     prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=K, waits="never"))
-    assert not prepared.plan.cooperative and prepared.workspace_bytes == 0
+    assert not prepared.plan.cooperative and prepared.workspace_bytes == 0 and prepared.plan.route == "filtered"
     with gpu.memory(x.nbytes, 4 * rows * K) as (values, out):
         driver.copy_to_device(values, x)
         driver.memset(out, POISON, 4 * rows * K)
@@ -109,7 +109,7 @@ def test_headroom_lets_a_cooperative_launch_start_beside_a_neighbour(gpu: Gpu) -
     """With one block an SM to spare, 16 held SMs leave enough room for a whole group."""
     driver = gpu.driver
     x = make("normal", 2, 500_000)
-    prepared = gpu.engine.prepare(Problem(rows=2, width=500_000, k=K))
+    prepared = gpu.engine.prepare(Problem(rows=2, width=500_000, k=K), route="persistent")
     plan = prepared.plan
     assert plan.cooperative and plan.headroom_kept and plan.grid <= (plan.sms - 16) * plan.occupancy
     with gpu.memory(x.nbytes, 4 * 2 * K, prepared.workspace_bytes) as (values, out, workspace):
@@ -126,10 +126,11 @@ def test_headroom_lets_a_cooperative_launch_start_beside_a_neighbour(gpu: Gpu) -
     assert faults(x, K, None, found) == []
 
 
-def test_parallel_branches_of_one_graph(gpu: Gpu) -> None:
+@pytest.mark.parametrize("route", ["persistent", "clustered"])
+def test_parallel_branches_of_one_graph(gpu: Gpu, route: str) -> None:
     driver, rows, width = gpu.driver, 32, 262_144
     x = make("normal", rows, width)
-    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=K), route="persistent")
+    prepared = gpu.engine.prepare(Problem(rows=rows, width=width, k=K), route=route)
     first, second = driver.stream_create(), driver.stream_create()
     size = 4 * rows * K
     with gpu.memory(x.nbytes, size, size, prepared.workspace_bytes, prepared.workspace_bytes) as held:
@@ -204,6 +205,10 @@ def test_a_green_contexts_share_is_what_is_planned_for(gpu: Gpu) -> None:
         inside = Gpu(engine)
         inside.check(make("normal", 2, 300_000), K, prepared=prepared)
         assert prepared.plan.route == "persistent", prepared.plan.why
+        if "clustered" in gpu.routes:
+            shared = engine.prepare(problem, route="clustered", group=4)
+            assert shared.plan.resident_cap == engine.device.sms * shared.plan.occupancy
+            inside.check(make("normal", 2, 300_000), K, prepared=shared)
         # A plan made for the whole device is refused in its share, and falls back.
         too_large = dataclasses.replace(gpu.engine.plan(problem, route="persistent"), why="made for the whole device")
         assert too_large.grid > prepared.plan.resident_cap
