@@ -99,6 +99,8 @@ class EmulatedDriver(FakeDriver):
         self.entries: dict[int, str] = {}
         self.recording: dict[int, list[Callable[[], None]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.events: dict[int, list[Callable[[], None]] | None] = {}
+        self.contexts = [0x77]
         self.copies = 0
         self.last_out = 0
         self.latest: tuple[object, Ints] = (None, np.empty((0, 0), np.int32))
@@ -331,7 +333,30 @@ class EmulatedDriver(FakeDriver):
             kept = given != fill if fault == "values_of_empty_places" else np.ones_like(given, bool)
             beside[kept] = given[kept]
 
+    # Contexts
+
+    def _cuCtxCreate(self, *_: Any) -> int:
+        self.contexts.append(self._handle())
+        return self.contexts[-1]
+
+    def _cuCtxDestroy(self, context: int) -> Answer:
+        self.contexts.remove(context)
+        return (0,)
+
+    def _cuCtxGetCurrent(self) -> int:
+        return self.contexts[-1]
+
     # Graphs
+
+    def _cuEventRecord(self, event: int, stream: int) -> Answer:
+        self.events[event] = self.recording.get(stream)
+        return (0,)
+
+    def _cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> Answer:
+        recorded = self.events.get(event)
+        if recorded is not None:  # a stream that waits for one that is captured is captured with it
+            self.recording[stream] = recorded
+        return (0,)
 
     def _cuStreamBeginCapture(self, stream: int, mode: Any) -> Answer:
         self.recording[stream] = []
@@ -339,7 +364,8 @@ class EmulatedDriver(FakeDriver):
 
     def _cuStreamEndCapture(self, stream: int) -> int:
         handle = self._handle()
-        self.graphs[handle] = self.recording.pop(stream)
+        ended = self.graphs[handle] = self.recording[stream]
+        self.recording = {other: recorded for other, recorded in self.recording.items() if recorded is not ended}
         return handle
 
     def _cuGraphInstantiate(self, graph: int, flags: int) -> int:

@@ -84,11 +84,18 @@ def examine() -> dict[str, Any]:
         "nvrtc_variable": os.environ.get(NVRTC_VARIABLE),
         "archs": list(supported_archs()) if nvrtc else [],
         "driver": _dotted(version) if version else None,
-        "devices": [dataclasses.asdict(d) for d in devices or []],
+        "devices": [
+            {**dataclasses.asdict(d), "max_cluster": d.max_cluster, "has_pdl": d.has_pdl} for d in devices or []
+        ],
         "cache": None if cache.folder is None else str(cache.folder),
         "cache_writable": cache.writable(),
         "missing": missing,
     }
+
+
+def _in_words(device: dict[str, Any]) -> str:
+    clusters = f", clusters of up to {device['max_cluster']}" if device["max_cluster"] > 1 else ""
+    return f"{device['name']} ({device['arch']}, {device['sms']} SMs{clusters})"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         shown = dict(found)
         shown["archs"] = " ".join(found["archs"]) or None
-        shown["devices"] = ", ".join(f"{d['name']} ({d['arch']}, {d['sms']} SMs)" for d in found["devices"]) or "none"
+        shown["devices"] = ", ".join(map(_in_words, found["devices"])) or "none"
         kept = "" if shown.pop("cache_writable") else " (kernels stay in memory only)"
         shown["cache"] = f"{found['cache'] or 'no folder'}{kept}"
         shown["missing"] = "; ".join(found["missing"]) or "nothing"

@@ -176,7 +176,11 @@ def _report(
                 "fixed_smem_bytes": made.variant.fixed_smem_bytes,
                 "group_state_bytes": made.variant.group_state_bytes(made.group) if made.cooperative else 0,
                 "occupancy_source": source,
-                "device_info": dataclasses.asdict(device),
+                "device_info": {
+                    **dataclasses.asdict(device),
+                    "max_cluster": device.max_cluster,
+                    "has_pdl": device.has_pdl,
+                },
                 "kernels": asked.kernels,
                 "clusters": asked.clusters,
                 "asked": {

@@ -216,6 +216,8 @@ def test_doctor_is_content_only_with_a_device_that_the_kernels_run_on(
         return missing
 
     assert examined(0) == []
+    assert main(["doctor"]) == 0
+    assert "Fake H200 (sm_90a, 132 SMs, clusters of up to 16)" in capsys.readouterr().out
     api.version = 11080
     (said,) = examined(1)
     assert "newer than the driver, which runs CUDA 11.8" in said and "nvidia-cuda-nvrtc-cu11" in said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from drvtopk.spec import (
     min_blocks,
 )
 
+READ = measured._table  # before the fixture that hides what was measured
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 RADIX_THRESHOLD = 32768
 
@@ -681,6 +684,26 @@ TIMES = {
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "_table", lambda: {("h200", 132): TIMES})
+
+
+def test_the_measured_file_is_read_as_tune_writes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measured, "__file__", str(tmp_path / "measured.py"))
+    read = READ.__wrapped__
+    assert read() == {}, "there need not be one"
+    devices = [
+        {"names": ["NVIDIA H200", "h200"], "sms": 132, "times": {"clustered:8": {"8": {"65536": 8, "131072": 9.5}}}},
+        {"names": ["other"], "sms": 7, "times": {}},
+    ]
+    (tmp_path / "measured.json").write_text(json.dumps({"devices": devices}))
+    times = {"clustered:8": {8: {65536: 8.0, 131072: 9.5}}}
+    assert read() == {("NVIDIA H200", 132): times, ("h200", 132): times, ("other", 7): {}}
+
+
+def test_the_file_that_is_there_names_routes_and_devices() -> None:
+    known = {"filtered", "persistent", *(f"clustered:{n}" for n in CLUSTERS)}
+    for (_, sms), times in READ().items():
+        assert sms > 0 and set(times) <= known and "filtered" in times
+        assert all(us > 0 for grid in times.values() for line in grid.values() for us in line.values())
 
 
 @pytest.mark.usefixtures("table")

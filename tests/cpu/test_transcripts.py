@@ -539,6 +539,17 @@ def test_bad_numpy_arguments_are_named(
     assert not set(fake.names) & set(LAUNCHES)
 
 
+def test_what_is_prepared_is_what_was_asked_for(host: Engine) -> None:
+    made = api.prepare(rows=4, width=100_000, k=8, route="clustered", group=4, pdl=True)
+    assert (made.plan.route, made.plan.group, made.plan.grid, made.plan.pdl) == ("clustered", 4, 16, True)
+    assert made.problem.pdl and made.workspace_bytes == 0
+    assert not api.prepare(rows=4, width=100_000, k=8).plan.pdl
+    with pytest.raises(InvalidArgument, match="group"):
+        api.prepare(rows=4, width=100_000, k=8, group=4)
+    with pytest.raises(PlanError, match="forbids"):
+        api.prepare(rows=4, width=100_000, k=8, route="clustered", waits="never")
+
+
 def test_a_device_result_is_made_when_none_is_given(host: Engine, fake: FakeDriver) -> None:
     made = api.topk(Device((4, 100)), 8)
     assert isinstance(made, api.DeviceArray)

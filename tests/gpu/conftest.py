@@ -16,7 +16,7 @@ import drvtopk
 from drvtopk.engine import current_engine
 from drvtopk.plan import Problem, plan
 from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, Tuning, Variant
-from tests.gpu.support import INSTANTIATIONS, NO_CLUSTERS, Gpu, compile_ahead, layout
+from tests.gpu.support import INSTANTIATIONS, NO_CLUSTERS, Gpu, compile_ahead, emulated, layout
 
 SECONDS = 120
 ALONE_SECONDS = 60
@@ -26,6 +26,7 @@ REQUIRED = os.environ.get("DRVTOPK_REQUIRE_GPU") == "1"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: might hang on the device, so it runs in a process of its own")
+    config.addinivalue_line("markers", "real: says nothing on an emulated device, and is skipped there")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,6 +80,8 @@ def expected(gpu: Gpu) -> list[Variant]:
 @pytest.fixture(autouse=True)
 def _only_routes_that_there_are(request: pytest.FixtureRequest) -> None:
     """A test of one route is skipped where the device lacks it, which is no failure anywhere."""
+    if request.node.get_closest_marker("real") is not None and emulated():
+        pytest.skip("the device is only emulated")
     spec = getattr(request.node, "callspec", None)
     if spec is not None and "gpu" in request.fixturenames and spec.params.get("route") == "clustered":
         request.getfixturevalue("gpu").needs("clustered")

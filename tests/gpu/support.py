@@ -39,10 +39,15 @@ def layout(width: int, vec: int) -> tuple[int, int]:
     return offset, align(width, 8) + 8 + extra
 
 
+def emulated() -> bool:
+    """Whether the device is that of tests/emulated.py."""
+    return vars(engine)["compile_variant"] is not compiler.compile_variant
+
+
 def compile_ahead(variants: Iterable[Variant], arch: str) -> None:
     """Puts these into the cache, side by side: in processes, since NVRTC compiles one at a time in each."""
-    if vars(engine)["compile_variant"] is not compiler.compile_variant:
-        return  # a device that is only emulated
+    if emulated():
+        return
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(partial(_compile, arch=arch), variants))
 

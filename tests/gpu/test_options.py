@@ -195,11 +195,11 @@ def test_windows_begin_anywhere(gpu: Gpu, dtype: str, vec: int, route: str) -> N
 def test_page_tables(gpu: Gpu, page_size: int, route: str) -> None:
     """Shared by consecutive rows, with pages that are not there, and products beyond 31 bits."""
     options = PAGED
-    rows, width, k = 6, 5000, 512
+    rows, width, k = 6, 9000, 512
     pages = -(-width // page_size)
     random = np.random.default_rng(page_size)
     x = make("normal", rows, width)
-    lengths = np.array([5000, 4000, 300, 0, 512, 513], np.int32)
+    lengths = np.array([9000, 8500, 300, 0, 512, 513], np.int32)
     for tables in (6, 3, 2, 1):
         table = np.stack([2**31 - 1 - random.permutation(2 * pages)[:pages] for _ in range(tables)]).astype(np.int32)
         given: dict[str, Any] = {"page_table": table, "page_size": page_size}

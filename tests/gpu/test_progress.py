@@ -272,6 +272,7 @@ with drvtopk.primary_context():
 """
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("how", ["missing block", "corrupted counter", "nothing"])
 def test_the_watchdog_of_a_debug_build_turns_a_hang_into_a_message(gpu: Gpu, how: str) -> None:
     """In a process of its own: a launch that fails leaves a context that is of no more use."""
