@@ -24,7 +24,9 @@ from drvtopk.reference import Selected, topk_reference
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
 
 if TYPE_CHECKING:
-    from drvtopk.api import DeviceArray, Prepared, devices, prepare, primary_context, topk
+    from drvtopk.api import Prepared, devices, prepare, primary_context, topk
+    from drvtopk.arrays import DeviceView, from_address
+    from drvtopk.device_array import DeviceArray
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ __all__ = [
     "CompilerUnavailable",
     "DeviceArray",
     "DeviceInfo",
+    "DeviceView",
     "DriverError",
     "DriverUnavailable",
     "InvalidArgument",
@@ -50,13 +53,14 @@ __all__ = [
     "Variant",
     "WorkspaceTooSmall",
     "devices",
+    "from_address",
     "prepare",
     "primary_context",
     "topk",
     "topk_reference",
 ]
 
-_LAZY = ("DeviceArray", "Prepared", "devices", "prepare", "primary_context", "topk")
+_LAZY = ("DeviceArray", "DeviceView", "Prepared", "devices", "from_address", "prepare", "primary_context", "topk")
 
 
 def __getattr__(name: str) -> object:

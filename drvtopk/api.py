@@ -11,7 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk import driver as drv
-from drvtopk.arrays import TYPESTRS, DeviceView, dtype_of, is_device_array, overlap, rows_view, stream_handle, view
+from drvtopk import hosts
+from drvtopk.arrays import (
+    SPOKEN,
+    UNORDERED,
+    DeviceView,
+    dtype_of,
+    from_address,
+    is_device_array,
+    needs_ordering,
+    overlap,
+    rows_view,
+    same_stream,
+    stream_handle,
+    view,
+)
+from drvtopk.device_array import DeviceArray
 from drvtopk.engine import Engine, current_engine
 from drvtopk.engine import Prepared as _Prepared
 from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared, WorkspaceTooSmall
@@ -29,58 +44,22 @@ def devices() -> list[DeviceInfo]:
 
 
 @contextlib.contextmanager
-def primary_context(ordinal: int = 0) -> Iterator[None]:
+def primary_context(device: Any = 0) -> Iterator[None]:
     """Leaves the current context as it is, or, if there is none, makes the primary context of a device current.
 
-    A convenience for programs without a CUDA host. Raises DriverUnavailable without a driver or a device.
+    `device` is an ordinal, or a device object of cuda.core (`device_id`). A convenience for programs without a CUDA
+    host. Raises DriverUnavailable without a driver or a device, InvalidArgument for a device that is not there.
     """
     driver = drv.load()
+    ordinal = getattr(device, "device_id", device)
+    count = driver.device_count()
+    if isinstance(ordinal, bool) or not isinstance(ordinal, int) or not 0 <= ordinal < count:
+        raise InvalidArgument("device", repr(device), f"an ordinal in 0..{count - 1}, or a cuda.core.Device")
     if driver.current_context() is not None:
         yield
     else:
         with driver.primary_context(ordinal):
             yield
-
-
-class DeviceArray:
-    """A device array that `topk` made because none was given; it belongs to whoever holds it.
-
-    Any framework takes it by `__cuda_array_interface__` (torch.as_tensor, cupy.asarray, numba). The memory is freed
-    when the object goes; freeing waits for the device, so work that still reads it is safe.
-    """
-
-    def __init__(self, engine: Engine, shape: tuple[int, int], stream: int, dtype: str = "int32") -> None:
-        self.shape = shape
-        self.dtype = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-        """bfloat16 is seen as its words, uint16."""
-        self._typestr = TYPESTRS[dtype][0]
-        self._engine = engine
-        self._stream = stream
-        self._address = 0
-        self._address = engine.driver.mem_alloc(shape[0] * shape[1] * self.dtype.itemsize)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "typestr": self._typestr,
-            "data": (self._address, False),
-            "strides": None,
-            "version": 3,
-            "stream": self._stream or 1,
-        }
-
-    def numpy(self) -> npt.NDArray[Any]:
-        """A copy on the host, after the launch that fills it."""
-        host = np.empty(self.shape, dtype=self.dtype)
-        self._engine.driver.stream_synchronize(self._stream)
-        self._engine.driver.copy_to_host(host, self._address)
-        return host
-
-    def __del__(self) -> None:
-        if getattr(self, "_address", 0):
-            with contextlib.suppress(Exception):  # at interpreter exit the context may be gone, and the memory with it
-                self._engine.driver.mem_free(self._address)
 
 
 class Prepared:
@@ -117,10 +96,11 @@ class Prepared:
     ) -> None:
         """Launches with device arrays (see `topk` for shapes and dtypes); `workspace` of `workspace_bytes` bytes.
 
-        `values`, `row_starts` and `page_table` are given exactly where they were prepared for.
+        `values`, `row_starts` and `page_table` are given exactly where they were prepared for. `stream` as in `topk`.
+        This is one driver call, unless an array names another stream that it waits for. `launch` takes addresses.
         """
         problem = self.problem
-        given = rows_view("logits", logits, problem.options.dtype)
+        given, handle = _logits_and_stream(self.engine, logits, stream, problem.options.dtype)
         if given.shape != (problem.rows, problem.width):
             raise InvalidArgument("logits", f"shape {given.shape}", f"({problem.rows}, {problem.width}), as prepared")
         if problem.rows > 1 and given.strides[0] != problem.row_stride:
@@ -129,7 +109,8 @@ class Prepared:
             self._inner,
             given,
             _Beside(lengths, out, values, row_starts, page_table, page_size, workspace),
-            stream_handle(stream),
+            handle,
+            self.engine,
         )
 
 
@@ -223,8 +204,9 @@ def topk(
     """Indices of the k largest of each row, exactly; -1 past min(length, k).
 
     Args:
-        logits: float32, float16 or bfloat16 (rows, width): a numpy array (copied in and out), or a device array with
-            `__cuda_array_interface__`, elements of a row adjacent, any row stride and alignment.
+        logits: float32, float16 or bfloat16 (rows, width): a numpy array (copied in and out), or a device array: a
+            torch tensor, anything that speaks DLPack or `__cuda_array_interface__`, or `from_address(...)`; elements of
+            a row adjacent, any row stride and alignment. It lies on the device of the current context.
         k: 1..4096.
         lengths: int32, one a row in any shape ((rows,), (rows, 1), (batch, next_n)), where the logits are; clamped to
             [0, width]. None: all there is.
@@ -246,8 +228,11 @@ def topk(
             for int64.
         dtype: "bfloat16" where the array says only that it holds 2-byte words (uint16).
         workspace: device array of at least the plan's `workspace_bytes`; lent from the device's pool if None.
-        stream: handle, object with `__cuda_stream__`, or None for the legacy default stream. A numpy call returns
-            when the result is there, a device call when it is launched.
+        stream: handle, object with `__cuda_stream__`, stream of torch, CuPy or numba. None: the stream that is current
+            in torch or CuPy where the logits are theirs, else the one that the logits' interface names, else the
+            legacy default stream. It waits for the work of any other stream that an array names or hands over, except
+            inside a capture, which may not depend on work outside. A numpy call returns when the result is there, a
+            device call when it is launched.
         max_seq_len: no length is expected to exceed it; a wrong hint costs time only.
         route: "auto", "persistent", "filtered" or "clustered" (on GPUs with thread-block clusters).
         waits: "never" forbids launches in which blocks wait for each other: one free block slot is then enough.
@@ -266,7 +251,8 @@ def topk(
             raise InvalidArgument("logits", f"shape {logits.shape}", "two dimensions: (rows, width)")
         kind = logits_dtype(logits, dtype)
     else:
-        given = _logits_view(logits)
+        engine = current_engine()
+        given, handle = _logits_and_stream(engine, logits, stream, None)
         kind = dtype_of("logits", given, dtype)
     options = Options(
         dtype=kind,
@@ -288,7 +274,7 @@ def topk(
     beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)
     if on_host:
         return _topk_numpy(logits, k, beside, stream, route, hints)
-    return _topk_device(given, k, beside, stream, route, hints)
+    return _topk_device(engine, given, k, beside, handle, route, hints)
 
 
 @dataclasses.dataclass(slots=True)
@@ -304,32 +290,34 @@ class _Beside:
     workspace: Any
 
 
-class _Borrowed:
-    """Device memory as an array, for the length of a call."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], typestr: str = "|u1") -> None:
-        self.__cuda_array_interface__ = {"shape": shape, "typestr": typestr, "data": (address, False), "version": 3}
-
-
 def _index_dtype(out: Any, asked: str | None) -> str:
     """What the caller asked for, else what `out` has, else int32. A later check refuses an `out` that differs."""
     if asked is not None:
         return asked
     if isinstance(out, np.ndarray):
         return "int64" if out.dtype == np.int64 else "int32"
-    given = getattr(out, "__cuda_array_interface__", None)
-    return "int64" if given is not None and str(given["typestr"]).endswith("i8") else "int32"
+    return "int64" if out is not None and view("out", out, None).dtype == "int64" else "int32"
 
 
-def _logits_view(logits: Any) -> DeviceView:
+def _logits_and_stream(engine: Engine, logits: Any, stream: Any, dtype: str | None) -> tuple[DeviceView, int]:
+    """The logits as they are, and the handle of the stream to launch on."""
     if not is_device_array(logits):
-        raise InvalidArgument(
-            "logits", type(logits).__name__, "a numpy array, or a device array with __cuda_array_interface__"
-        )
-    return rows_view("logits", logits, None)
+        raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({SPOKEN})")
+    handle = hosts.current_stream(logits) if stream is None else stream_handle(stream)
+    given = rows_view("logits", logits, dtype, stream=_order(engine, handle or 0, logits))
+    return given, (given.stream or 0) if handle is None else handle
 
 
-def _topk_device(logits: DeviceView, k: int, beside: _Beside, stream: Any, route: str, hints: dict[str, Any]) -> Any:
+def _order(engine: Engine, stream: int, *arrays: Any) -> int:
+    """What producers are told to let wait: the stream, unless it is capturing, which nothing outside may be part of."""
+    if any(map(needs_ordering, arrays)) and engine.driver.stream_is_capturing(stream):
+        return UNORDERED
+    return stream
+
+
+def _topk_device(
+    engine: Engine, logits: DeviceView, k: int, beside: _Beside, handle: int, route: str, hints: dict[str, Any]
+) -> Any:
     rows, width = logits.shape
     options: Options = hints["options"]
     problem = Problem(
@@ -340,10 +328,6 @@ def _topk_device(logits: DeviceView, k: int, beside: _Beside, stream: Any, route
         offset=logits.address // options.item_bytes % 8,
         **hints,
     )
-    engine = current_engine()
-    handle = stream_handle(stream)
-    if stream is None and logits.stream is not None:
-        handle = logits.stream
     making_values = options.values and beside.values is True
     if engine.driver.stream_is_capturing(handle):
         prepared = engine.remembered(problem, route)
@@ -363,17 +347,17 @@ def _topk_device(logits: DeviceView, k: int, beside: _Beside, stream: Any, route
     if beside.workspace is None and size:
         lent = engine.driver.mem_alloc_async(size, handle)
         try:
-            beside.workspace = _Borrowed(lent, (size,))
-            _launch(prepared, logits, beside, handle, engine)
+            beside.workspace = from_address(lent, (size,), "uint8", device=engine.ordinal)
+            _launch(prepared, logits, beside, handle, engine, asking=True)
         finally:
             engine.driver.mem_free_async(lent, handle)
     else:
-        _launch(prepared, logits, beside, handle, engine)
+        _launch(prepared, logits, beside, handle, engine, asking=True)
     return Selected(beside.out, beside.values) if options.values else beside.out
 
 
-def _one_a_row(name: str, value: Any, rows: int) -> DeviceView:
-    found = view(name, value, "int32")
+def _one_a_row(name: str, value: Any, rows: int, order: int) -> DeviceView:
+    found = view(name, value, "int32", stream=order)
     if found.size != rows:
         raise InvalidArgument(name, f"shape {found.shape}", f"one value for each of the {rows} rows")
     if not found.contiguous:
@@ -381,53 +365,73 @@ def _one_a_row(name: str, value: Any, rows: int) -> DeviceView:
     return found
 
 
-def _result(name: str, value: Any, shape: tuple[int, int], dtype: str) -> DeviceView:
-    found = rows_view(name, value, dtype, writable=True)
+def _result(name: str, value: Any, shape: tuple[int, int], dtype: str, order: int) -> DeviceView:
+    found = rows_view(name, value, dtype, writable=True, stream=order)
     if found.shape != shape:
         raise InvalidArgument(name, f"shape {found.shape}", str(shape))
     return found
 
 
+def _check_device(engine: Engine, name: str, array: DeviceView, *, asking: bool) -> None:
+    """Refuses an array of another device. Where it does not say itself, the driver is asked if `asking`."""
+    device = array.device
+    if device is None and asking and array.size:
+        device = engine.driver.pointer_ordinal(array.address)
+        if device is None:
+            raise InvalidArgument(name, hex(array.address), "an address in device memory")
+    if device is not None and device != engine.ordinal:
+        raise InvalidArgument(name, f"on device {device}", f"device {engine.ordinal}, whose context is current")
+
+
 def _launch(
-    prepared: _Prepared, logits: DeviceView, beside: _Beside, stream: int, engine: Engine | None = None
+    prepared: _Prepared, logits: DeviceView, beside: _Beside, stream: int, engine: Engine, *, asking: bool = False
 ) -> None:
-    """Checks every argument against the prepared problem, then launches once."""
+    """Checks every argument against the prepared problem, then launches once. `asking` may ask the driver of them."""
     rows, k, options = prepared.problem.rows, prepared.problem.k, prepared.problem.options
-    outputs = {"out": _result("out", beside.out, (rows, k), options.index_dtype)}
+    order = _order(
+        engine,
+        stream,
+        *(beside.lengths, beside.out, beside.values, beside.row_starts, beside.page_table, beside.workspace),
+    )
+    outputs = {"out": _result("out", beside.out, (rows, k), options.index_dtype, order)}
     inputs = {"logits": logits}
     if beside.lengths is not None:
-        inputs["lengths"] = _one_a_row("lengths", beside.lengths, rows)
+        inputs["lengths"] = _one_a_row("lengths", beside.lengths, rows, order)
     if options.extras or beside.values is not None or beside.row_starts is not None or beside.page_table is not None:
         for name in ("values", "row_starts", "page_table"):
             given, wanted = getattr(beside, name), getattr(options, name)
             if wanted != (given is not None and given is not False):
                 raise InvalidArgument(name, type(given).__name__, "an array, as prepared" if wanted else "None")
         if options.values:
-            outputs["values"] = _result("values", beside.values, (rows, k), options.dtype)
+            outputs["values"] = _result("values", beside.values, (rows, k), options.dtype, order)
         if options.row_starts:
-            inputs["row_starts"] = _one_a_row("row_starts", beside.row_starts, rows)
+            inputs["row_starts"] = _one_a_row("row_starts", beside.row_starts, rows, order)
         if options.page_table:
-            inputs["page_table"] = rows_view("page_table", beside.page_table, "int32")
+            inputs["page_table"] = rows_view("page_table", beside.page_table, "int32", stream=order)
     per_table = 1
     if options.page_table:
         per_table = check_pages(logits.shape, inputs["page_table"].shape, beside.page_size)
     if prepared.workspace_bytes:
         if beside.workspace is None:
             raise WorkspaceTooSmall(0, prepared.workspace_bytes)
-        lent = view("workspace", beside.workspace, None, writable=True)
+        lent = view("workspace", beside.workspace, None, writable=True, stream=order)
         if not lent.contiguous:
             raise InvalidArgument("workspace", f"strides {lent.strides}", "a contiguous array")
         if lent.size * lent.item_bytes < prepared.workspace_bytes:
             raise WorkspaceTooSmall(lent.size * lent.item_bytes, prepared.workspace_bytes)
         outputs["workspace"] = lent
+    arrays = inputs | outputs
+    for name, array in arrays.items():
+        _check_device(engine, name, array, asking=asking)
     for name, written in outputs.items():
-        for other, array in (inputs | outputs).items():
+        for other, array in arrays.items():
             if other != name and overlap(written, array):
                 raise InvalidArgument(name, f"memory that {other} lies in", "memory of its own")
-    if engine is not None:
-        for array in (inputs | outputs).values():
-            if array.stream is not None and array.stream != stream:
-                engine.driver.stream_wait(stream, array.stream)
+    producers = {array.stream or 1 for array in arrays.values() if array.stream is not None}
+    others = [producer for producer in producers if not same_stream(producer, stream)]
+    if others and not engine.driver.stream_is_capturing(stream):
+        for producer in others:
+            engine.driver.stream_wait(stream, producer)
 
     def address(name: str) -> int:
         found = inputs.get(name) or outputs.get(name)
@@ -508,8 +512,7 @@ def _topk_numpy(
         at: dict[str, int] = {}
         for name, array in arrays.items():
             at[name] = device(array.nbytes)
-            if array.size:
-                driver.copy_to_device(at[name], array)
+            engine.staging.to_device(at[name], array, handle)
         host = {name: np.empty(shape, dtype=array.dtype) for name, array in results.items()}
         for name, array in host.items():
             at[name] = device(array.nbytes)
@@ -520,8 +523,8 @@ def _topk_numpy(
             if options.page_table:
                 more["page_table_stride"] = arrays["page_table"].shape[1]
         prepared.launch(at["logits"], at.get("lengths", 0), at["out"], device(prepared.workspace_bytes), handle, **more)
-        driver.stream_synchronize(handle)
         for name, array in host.items():
-            driver.copy_to_host(array, at[name])
+            engine.staging.to_host(array, at[name], handle)
             results[name][...] = array
+        driver.stream_synchronize(handle)  # of no width nothing was copied
     return Selected(results["out"], results["values"]) if options.values else results["out"]

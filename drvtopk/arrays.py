@@ -1,4 +1,9 @@
-"""Other people's device arrays, by `__cuda_array_interface__`, as addresses and strides; refusals name the argument."""
+"""Other people's device arrays as addresses and strides, whatever they speak; refusals name the argument.
+
+In this order: what `from_address` made, arrays of torch and CuPy by their own methods (the cheapest, and nothing is
+asked of the driver), DLPack (it tells device, read-only memory and every dtype, and its producers order streams),
+`__cuda_array_interface__`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from drvtopk import dlpack, hosts
 from drvtopk.errors import InvalidArgument
 
-# numpy has no name for bfloat16: ml_dtypes and torch export its words as '<V2'.
+# numpy has no name for bfloat16: ml_dtypes exports its words as '<V2', others as uint16.
 TYPESTRS = {
     "float32": ("<f4",),
     "float16": ("<f2",),
@@ -16,6 +22,10 @@ TYPESTRS = {
     "int32": ("<i4",),
     "int64": ("<i8",),
 }
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1, "int8": 1, "uint16": 2}
+_KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool", "V": "void"}
+UNORDERED = -1  # DLPack's word for: let no stream wait
+SPOKEN = "a torch tensor, DLPack, __cuda_array_interface__ or drvtopk.from_address"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +37,15 @@ class DeviceView:
     strides: tuple[int, ...]
     """Elements."""
     item_bytes: int
-    typestr: str
-    stream: int | None
-    """The stream whose work the array still waits for, where its owner says so."""
+    dtype: str
+    """'float32', 'bfloat16', 'uint8', ..."""
+    stream: int | None = None
+    """The stream whose work the array still waits for, where its owner says so and lets us do the waiting."""
+    device: int | None = None
+    """Ordinal of its device, where its owner says so."""
+    read_only: bool = False
+    owner: object = None
+    """What keeps the memory."""
 
     @property
     def size(self) -> int:
@@ -56,39 +72,183 @@ class DeviceView:
         return self.address, self.address + (last + 1) * self.item_bytes
 
 
+def from_address(
+    address: Any,
+    shape: tuple[int, ...],
+    dtype: str,
+    *,
+    strides: tuple[int, ...] | None = None,
+    stream: Any = None,
+    device: int | None = None,
+    read_only: bool = False,
+    owner: object = None,
+) -> DeviceView:
+    """Device memory as an array, for hosts that have nothing but an address.
+
+    Args:
+        address: of the first element: an integer, or an object with a `handle` that is one (`cuda.core.Buffer`).
+        shape: elements in each dimension.
+        dtype: "float32", "float16", "bfloat16", "int32", "int64", or "uint8" for a workspace.
+        strides: elements; compact, the last dimension fastest, unless given.
+        stream: one whose work is waited for before the memory is touched.
+        device: ordinal of its device, if it shall be held against the current context's.
+        read_only: refuse it where it would be written.
+        owner: kept as long as the view is.
+
+    Raises InvalidArgument.
+    """
+    if not isinstance(address, int):
+        owner = address if owner is None else owner
+        address = getattr(address, "handle", address)
+        try:
+            address = int(address)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument("address", repr(address), "an integer, or an object whose handle is one") from error
+    if isinstance(address, bool) or not 0 <= address < 2**64:
+        raise InvalidArgument("address", repr(address), "0..2^64 - 1")
+    if dtype not in _BYTES:
+        raise InvalidArgument("dtype", repr(dtype), " or ".join(map(repr, _BYTES)))
+    shape = tuple(int(n) for n in shape)
+    if any(n < 0 for n in shape):
+        raise InvalidArgument("shape", shape, "no negative sizes")
+    steps = compact(shape) if strides is None else tuple(int(n) for n in strides)
+    if len(steps) != len(shape):
+        raise InvalidArgument("strides", steps, f"one for each of the {len(shape)} dimensions")
+    if any(stride < 0 and n > 1 for stride, n in zip(steps, shape, strict=True)):
+        raise InvalidArgument("strides", steps, "no negative strides")
+    return DeviceView(
+        address=address,
+        shape=shape,
+        strides=steps,
+        item_bytes=_BYTES[dtype],
+        dtype=dtype,
+        stream=None if stream is None else stream_handle(stream),
+        device=device,
+        read_only=read_only,
+        owner=owner,
+    )
+
+
+def compact(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of an array without gaps, the last dimension fastest."""
+    steps: list[int] = []
+    step = 1
+    for n in reversed(shape):
+        steps.append(step)
+        step *= n
+    return tuple(reversed(steps))
+
+
 def is_device_array(value: object) -> bool:
-    return hasattr(value, "__cuda_array_interface__")
+    return isinstance(value, DeviceView) or hasattr(value, "__dlpack__") or hasattr(value, "__cuda_array_interface__")
 
 
-def view(argument: str, value: object, dtype: str | None, *, writable: bool = False) -> DeviceView:
-    """`value` as a DeviceView of element type `dtype` (a key of TYPESTRS; None: any). Raises InvalidArgument."""
+def view(
+    argument: str, value: object, dtype: str | None, *, writable: bool = False, stream: int = UNORDERED
+) -> DeviceView:
+    """`value` as a DeviceView of element type `dtype` (a key of TYPESTRS; None: any).
+
+    `stream`, a handle, is what a DLPack producer lets wait for its own work; UNORDERED: nothing. Raises
+    InvalidArgument.
+    """
+    own = own_view(value)
+    if own is not None:
+        found = own
+    elif hosts.is_torch(value):
+        found = _torch_view(argument, value)
+    elif hosts.is_cupy(value):
+        found = _cupy_view(value)
+    elif hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+        found = _dlpack_view(argument, value, stream)
+    else:
+        found = _interface_view(argument, value)
+    if dtype is not None and found.dtype != dtype and (dtype, found.dtype) != ("bfloat16", "uint16"):
+        raise InvalidArgument(argument, f"dtype {found.dtype}", dtype)
+    if writable and found.read_only:
+        raise InvalidArgument(argument, "a read-only array", "a writable array")
+    return found
+
+
+def own_view(value: object) -> DeviceView | None:
+    """What `from_address` made, or the view of a DeviceArray; None for what is not ours."""
+    found = value if isinstance(value, DeviceView) else getattr(value, "_device_view", None)
+    return found if isinstance(found, DeviceView) else None
+
+
+def _torch_view(argument: str, tensor: Any) -> DeviceView:
+    if not tensor.is_cuda:
+        raise InvalidArgument(argument, f"a tensor on {tensor.device}", "a tensor on a CUDA device")
+    if tensor.is_sparse or tensor.is_quantized or (tensor.is_complex() and tensor.is_conj()) or tensor.is_neg():
+        raise InvalidArgument(argument, f"a tensor of layout {tensor.layout}", "a strided tensor of plain values")
+    return DeviceView(
+        address=tensor.data_ptr(),
+        shape=tuple(tensor.shape),
+        strides=tensor.stride(),
+        item_bytes=tensor.element_size(),
+        dtype=str(tensor.dtype).rpartition(".")[2],
+        stream=hosts.current_stream(tensor),
+        device=tensor.get_device(),
+        owner=tensor,
+    )
+
+
+def _cupy_view(array: Any) -> DeviceView:
+    item = int(array.dtype.itemsize)
+    return DeviceView(
+        address=int(array.data.ptr),
+        shape=tuple(array.shape),
+        strides=tuple(stride // item for stride in array.strides),
+        item_bytes=item,
+        dtype=_name_of(array.dtype.str) if array.dtype.kind == "V" else str(array.dtype),
+        stream=hosts.current_stream(array),
+        device=int(array.device.id),
+        owner=array,
+    )
+
+
+def needs_ordering(value: object) -> bool:
+    """Whether its producer orders streams while we look at it, which it must not do inside a capture."""
+    ours = own_view(value) is not None or hosts.is_torch(value) or hosts.is_cupy(value)
+    return not ours and hasattr(value, "__dlpack__")
+
+
+def _dlpack_view(argument: str, value: Any, stream: int) -> DeviceView:
+    kind, _ = dlpack.device_of(value)
+    if kind not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
+        there = dlpack.DEVICE_TYPES.get(kind, f"a device of type {kind}")
+        hint = "; a numpy array is copied" if kind == dlpack.CPU else ""
+        raise InvalidArgument(argument, f"{type(value).__name__} in {there} memory", f"CUDA device memory{hint}")
+    found, capsule = dlpack.read(argument, value, stream or 1)  # DLPack's 1 is our 0: the legacy default stream
+    bits = "".join(c for c in found.dtype if c.isdigit())
+    return DeviceView(
+        address=found.address,
+        shape=found.shape,
+        strides=compact(found.shape) if found.strides is None else found.strides,
+        item_bytes=max(int(bits or 8) // 8, 1),
+        dtype=found.dtype,
+        device=found.device,
+        read_only=found.read_only,
+        owner=capsule,
+    )
+
+
+def _interface_view(argument: str, value: object) -> DeviceView:
     interface: Any = getattr(value, "__cuda_array_interface__", None)
     if not isinstance(interface, Mapping):
-        raise InvalidArgument(
-            argument, type(value).__name__, "a device array with __cuda_array_interface__, as the other arguments are"
-        )
+        raise InvalidArgument(argument, type(value).__name__, f"a device array ({SPOKEN})")
     given = str(interface["typestr"])
-    if dtype is not None and given.replace("=", "<") not in TYPESTRS[dtype]:
-        raise InvalidArgument(argument, f"dtype {given}", f"{dtype} ({TYPESTRS[dtype][0]})")
     item = int(given[2:])
     if interface.get("mask") is not None:
         raise InvalidArgument(argument, "a masked array", "an array without a mask")
-    address, readonly = interface["data"]
-    if writable and readonly:
-        raise InvalidArgument(argument, "a read-only array", "a writable array")
+    address, read_only = interface["data"]
     shape = tuple(int(n) for n in interface["shape"])
     byte_strides = interface.get("strides")
     if byte_strides is None:
-        steps: list[int] = []
-        step = 1
-        for n in reversed(shape):
-            steps.append(step)
-            step *= n
-        strides = tuple(reversed(steps))
+        strides = compact(shape)
     else:
         for stride, n in zip(byte_strides, shape, strict=True):
-            if n > 1 and (stride % item or stride < 0):
-                raise InvalidArgument(argument, f"a stride of {stride} bytes", f"strides >= 0 in multiples of {item}")
+            if n > 1 and stride % item:
+                raise InvalidArgument(argument, f"a stride of {stride} bytes", f"strides in multiples of {item}")
         strides = tuple(int(stride) // item for stride in byte_strides)
     stream = interface.get("stream")
     if stream == 0:
@@ -98,32 +258,48 @@ def view(argument: str, value: object, dtype: str | None, *, writable: bool = Fa
         shape=shape,
         strides=strides,
         item_bytes=item,
-        typestr=given,
+        dtype=_name_of(given),
         stream=None if stream is None else int(stream),
+        read_only=bool(read_only),
+        owner=value,
     )
 
 
-def rows_view(argument: str, value: object, dtype: str | None, *, writable: bool = False) -> DeviceView:
+def _name_of(typestr: str) -> str:
+    """'<f4' -> 'float32'; two bytes of nothing in particular are bfloat16, as numpy has no other word for it."""
+    if typestr[0] == ">" and typestr[2:] != "1":
+        return f"big-endian {typestr}"
+    if typestr[1:] == "V2":
+        return "bfloat16"
+    return f"{_KINDS.get(typestr[1], typestr[1])}{int(typestr[2:]) * 8}"
+
+
+def rows_view(
+    argument: str, value: object, dtype: str | None, *, writable: bool = False, stream: int = UNORDERED
+) -> DeviceView:
     """A two-dimensional view whose elements of a row are adjacent."""
-    found = view(argument, value, dtype, writable=writable)
+    found = view(argument, value, dtype, writable=writable, stream=stream)
     if len(found.shape) != 2:
         raise InvalidArgument(argument, f"shape {found.shape}", "two dimensions: (rows, columns)")
     if found.shape[1] > 1 and found.strides[1] != 1:
         raise InvalidArgument(
             argument, f"an inner stride of {found.strides[1]} elements", "1: the elements of a row are adjacent"
         )
+    if found.shape[0] > 1 and found.strides[0] < 0:
+        raise InvalidArgument(argument, f"a row stride of {found.strides[0]} elements", "at least 0")
     return found
 
 
 def dtype_of(argument: str, found: DeviceView, dtype: str | None) -> str:
-    """The name in TYPESTRS of a view's elements, one of float32, float16, bfloat16. `dtype` has to agree, and is what
-    tells bfloat16 from uint16."""
-    given = found.typestr.replace("=", "<")
-    own = [name for name in ("float32", "float16", "bfloat16") if given in TYPESTRS[name]]
-    if own and dtype in (None, own[0]) and (given != "<u2" or dtype is not None):
-        return own[0]
-    allowed = f"{dtype} ({TYPESTRS[dtype][0]})" if dtype in TYPESTRS else "float32, float16 or bfloat16"
-    raise InvalidArgument(argument, f"dtype {found.typestr}", allowed)
+    """One of float32, float16, bfloat16: what a view's elements are. `dtype` has to agree, and is what tells bfloat16
+    from uint16."""
+    own = found.dtype
+    if own in ("float32", "float16", "bfloat16") and dtype in (None, own):
+        return own
+    if own == "uint16" and dtype == "bfloat16":
+        return dtype
+    allowed = dtype if dtype in ("float32", "float16", "bfloat16") else "float32, float16 or bfloat16"
+    raise InvalidArgument(argument, f"dtype {own}", allowed)
 
 
 def overlap(a: DeviceView, b: DeviceView) -> bool:
@@ -133,13 +309,27 @@ def overlap(a: DeviceView, b: DeviceView) -> bool:
 
 
 def stream_handle(stream: object) -> int:
-    """A stream as its handle: an int, None (the legacy default stream), or an object with `__cuda_stream__`."""
+    """A stream as its handle: an int, None (the legacy default stream), an object with `__cuda_stream__`, or a stream
+    of the bindings, torch, CuPy or numba."""
     if stream is None:
         return 0
+    if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
+        return stream
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
         answer = protocol() if callable(protocol) else protocol
+        if int(answer[0]) != 0:
+            raise InvalidArgument("stream", f"version {answer[0]} of __cuda_stream__", "version 0")
         return int(answer[1])
-    if isinstance(stream, bool) or not isinstance(stream, int):
-        raise InvalidArgument("stream", repr(stream), "a stream handle as int, an object with __cuda_stream__, or None")
-    return stream
+    found = hosts.handle_of(stream)
+    if found is None:
+        allowed = (
+            "a stream handle as int >= 0, an object with __cuda_stream__, a stream of torch, CuPy or numba, or None"
+        )
+        raise InvalidArgument("stream", repr(stream), allowed)
+    return found
+
+
+def same_stream(a: int, b: int) -> bool:
+    """Whether two handles are one stream: 0 and 1 both name the legacy default stream."""
+    return (a or 1) == (b or 1)

@@ -38,6 +38,16 @@ _lock = threading.Lock()
 _nvrtc: Any = None
 
 
+def _in_child() -> None:
+    """After a fork: another thread may have held the lock. What it had loaded is here too."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
     """A compiled instantiation: one cubin that holds one kernel."""

@@ -7,6 +7,7 @@ that a test can record every call and fail any of them. Works with bindings 12.9
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +16,41 @@ from drvtopk.errors import DriverError, DriverUnavailable
 from drvtopk.spec import THREADS, DeviceInfo
 
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
+_INVALID_VALUE = 1
 _NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA driver"
+
+_FORKED = (
+    "this process was forked after CUDA was initialised, and CUDA does not work in such a child: start worker "
+    "processes by spawn or forkserver, or fork before the first CUDA call"
+)
 
 _lock = threading.Lock()
 _loaded: Driver | None = None
+_forked = False
+
+
+def _in_child() -> None:
+    """After a fork: another thread may have held the lock, and the driver is the parent's."""
+    global _lock, _loaded, _forked
+    _lock = threading.Lock()
+    _forked = _forked or _loaded is not None
+    _loaded = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def load() -> Driver:
-    """The process's driver, initialised once. Raises DriverUnavailable without libcuda or without a device."""
+    """The process's driver, initialised once.
+
+    Raises DriverUnavailable without libcuda, without a device, or in a child that was forked after this had been
+    called in its parent.
+    """
     global _loaded
     with _lock:
+        if _forked:
+            raise DriverUnavailable(_FORKED)
         if _loaded is None:
             try:
                 from cuda.bindings import driver as api
@@ -122,6 +148,20 @@ class Driver:
     def context_id(self, context: Any) -> int:
         """A number that no other context of this process ever has, even after this one is destroyed."""
         return int(self._call("cuCtxGetId", context))
+
+    def current_ordinal(self) -> int:
+        """The device of the current context, as `devices()` counts them."""
+        return int(self._call("cuCtxGetDevice"))
+
+    def pointer_ordinal(self, address: int) -> int | None:
+        """The device that memory belongs to; None for an address that CUDA does not know."""
+        attribute = self.api.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        try:
+            return int(self._call("cuPointerGetAttribute", attribute, address))
+        except DriverError as error:
+            if error.code == _INVALID_VALUE:
+                return None
+            raise
 
     def context_device(self, context: Any) -> DeviceInfo:
         """The limits of what the current context may use: in a green context or an MPS share, not the whole die."""
@@ -242,6 +282,18 @@ class Driver:
     def mem_free(self, address: int) -> None:
         self._call("cuMemFree", address)
 
+    def mem_free_in(self, context: Any, address: int) -> None:
+        """For finalisers, which run on any thread: it may have another context, or none."""
+        self._call("cuCtxPushCurrent", context)
+        try:
+            self._call("cuMemFree", address)
+        finally:
+            self._call("cuCtxPopCurrent")
+
+    def mem_alloc_pinned(self, size: int) -> int:
+        """Host memory that copies reach without help of the host; the address."""
+        return int(self._call("cuMemHostAlloc", size, 0))
+
     def mem_alloc_async(self, size: int, stream: int) -> int:
         return int(self._call("cuMemAllocAsync", max(size, 1), stream))
 
@@ -262,6 +314,10 @@ class Driver:
         """Device memory to a C-contiguous host array; waits for work of the legacy default stream."""
         if array.nbytes:
             self._call("cuMemcpyDtoH", array.ctypes.data, address, array.nbytes)
+
+    def copy_async(self, to: int, source: int, size: int, stream: int) -> None:
+        """Between device memory and pinned host memory, in the order of `stream`."""
+        self._call("cuMemcpyAsync", to, source, size, stream)
 
     def memset(self, address: int, byte: int, size: int, stream: int = 0) -> None:
         if size:
@@ -295,9 +351,12 @@ class Driver:
     def event_record(self, event: Any, stream: int = 0) -> None:
         self._call("cuEventRecord", event, stream)
 
+    def event_synchronize(self, event: Any) -> None:
+        self._call("cuEventSynchronize", event)
+
     def event_elapsed_ms(self, start: Any, end: Any) -> float:
         """Milliseconds between two recorded events; waits for the second."""
-        self._call("cuEventSynchronize", end)
+        self.event_synchronize(end)
         return float(self._call("cuEventElapsedTime", start, end))
 
     def stream_wait(self, stream: int, producer: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -33,6 +35,7 @@ from drvtopk.spec import (
     Tuning,
     Variant,
 )
+from drvtopk.staging import Staging
 
 log = logging.getLogger("drvtopk")
 
@@ -44,6 +47,7 @@ PARAMS_BYTES = _PARAMS.size
 EXTRAS_BYTES = _EXTRAS.size
 PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters has room for
 _REMEMBERED = 256  # problems whose preparation an engine keeps
+_CONTEXTS = 64  # contexts whose engines are kept: nobody tells us when one is destroyed
 
 
 class _Launcher:
@@ -58,6 +62,7 @@ class _Launcher:
         self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._block))
         self._pointers_address = ctypes.addressof(self._pointers)
         self._config = driver.pdl_config(plan.grid, plan.block, plan.smem_bytes) if plan.pdl else None
+        _launchers.add(self)
         self._about = f"{plan.variant} {plan.device}: grid {plan.grid}, {plan.smem_bytes} bytes of shared memory"
         self.rows, self.k = plan.rows, plan.k
         self.extras = plan.options.extras
@@ -68,6 +73,10 @@ class _Launcher:
         self.needs_workspace = plan.workspace_bytes > 0
         tail = (plan.width, plan.group, plan.groups, plan.chunk, plan.candidates, int(plan.cooperative), 0)
         _PARAMS.pack_into(self._block, 0, 0, 0, 0, 0, 0, 0, plan.rows, *tail)
+
+    def unlock(self) -> None:
+        """In a forked child, where the thread that held the lock does not exist."""
+        self._lock = threading.Lock()
 
     def __call__(
         self,
@@ -224,13 +233,21 @@ def _check_address(name: str, address: int, alignment: int, *, there: bool = Tru
 class Engine:
     """Everything drvtopk knows about one context. Get it by `current_engine()`; safe under concurrent first use."""
 
-    def __init__(self, driver: Driver, device: DeviceInfo, *, cache: Cache | None = None) -> None:
+    def __init__(
+        self, driver: Driver, device: DeviceInfo, *, context: Any = None, ordinal: int = 0, cache: Cache | None = None
+    ) -> None:
         self.driver = driver
         self.device = device
+        self.context = context
+        """The host's; kept to free in it what `topk` made for a caller."""
+        self.ordinal = ordinal
+        """Of the context's device."""
+        self.staging = Staging(driver)
         self._cache = Cache(default_folder()) if cache is None else cache
         self._lock = threading.RLock()
         self._loaded: dict[Variant, tuple[Any, KernelInfo]] = {}
         self._limits: dict[Variant, int] = {}
+        self._memory = threading.Lock()  # never held for long: who has prepared does not wait for who is preparing
         self._remembered: OrderedDict[object, Prepared] = OrderedDict()
 
     def _function(self, variant: Variant) -> tuple[Any, KernelInfo]:
@@ -333,7 +350,7 @@ class Engine:
 
     def remembered(self, problem: Problem, route: str) -> Prepared | None:
         """What `prepare_once` made for this problem, if it is still kept."""
-        with self._lock:
+        with self._memory:
             found = self._remembered.get((problem, route))
             if found is not None:
                 self._remembered.move_to_end((problem, route))
@@ -341,20 +358,22 @@ class Engine:
 
     def prepare_once(self, problem: Problem, route: str) -> Prepared:
         """`prepare`, remembered for the latest problems."""
-        with self._lock:
-            found = self.remembered(problem, route)
-            if found is None:
-                found = self._remembered[problem, route] = self.prepare(problem, route=route)
+        found = self.remembered(problem, route)
+        if found is None:
+            made = self.prepare(problem, route=route)
+            with self._memory:
+                found = self._remembered.setdefault((problem, route), made)
                 if len(self._remembered) > _REMEMBERED:
                     self._remembered.popitem(last=False)
-            return found
+        return found
 
     def _launcher(self, made: Plan) -> _Launcher:
         return _Launcher(self.driver, made, self._raise_limit(made.variant, made.smem_bytes))
 
 
 _lock = threading.Lock()
-_engines: dict[int, Engine] = {}
+_engines: dict[int, Engine] = {}  # the latest used last
+_launchers: weakref.WeakSet[_Launcher] = weakref.WeakSet()
 
 
 def current_engine() -> Engine:
@@ -367,7 +386,24 @@ def current_engine() -> Engine:
         )
     key = driver.context_id(context)
     with _lock:
-        found = _engines.get(key)
+        found = _engines.pop(key, None)
         if found is None:
-            found = _engines[key] = Engine(driver, driver.context_device(context))
+            device, ordinal = driver.context_device(context), driver.current_ordinal()
+            found = Engine(driver, device, context=context, ordinal=ordinal)
+            if len(_engines) >= _CONTEXTS:
+                del _engines[next(iter(_engines))]
+        _engines[key] = found  # at the end, as the latest
         return found
+
+
+def _in_child() -> None:
+    """After a fork: whatever another thread held, and every engine, stays with the parent."""
+    global _lock
+    _lock = threading.Lock()
+    _engines.clear()
+    for launcher in _launchers:
+        launcher.unlock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

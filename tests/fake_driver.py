@@ -7,6 +7,7 @@ with 720.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ class FakeDriver:
 
     CUdevice_attribute = Enum()
     CUfunction_attribute = Enum()
+    CUpointer_attribute = Enum()
     CUdevResourceType = Enum()
     CUstreamCaptureMode = Enum()
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
@@ -62,6 +64,7 @@ class FakeDriver:
         self.limits: dict[int, int] = {}
         self.large_clusters: set[int] = set()
         self._next = 0x1000
+        self.pinned: list[Any] = []
         self.attributes = {
             "COMPUTE_CAPABILITY_MAJOR": 9,
             "COMPUTE_CAPABILITY_MINOR": 0,
@@ -122,6 +125,17 @@ class FakeDriver:
     def _cuCtxGetCurrent(self) -> int:
         return 0x77
 
+    def _cuCtxGetDevice(self) -> int:
+        return 0
+
+    def _cuPointerGetAttribute(self, attribute: str, address: int) -> int:
+        assert attribute == "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL"
+        return 0
+
+    def _cuMemHostAlloc(self, size: int, flags: int) -> int:
+        self.pinned.append((ctypes.c_uint8 * size)())  # which is written to, unlike what a handle stands for
+        return ctypes.addressof(self.pinned[-1])
+
     def _cuCtxGetId(self, context: Any) -> int:
         return int(context)
 
@@ -168,7 +182,6 @@ class FakeDriver:
 
 _MAKERS = {
     "cuDeviceGet",
-    "cuCtxGetDevice",
     "cuDevicePrimaryCtxRetain",
     "cuModuleLoadData",
     "cuModuleGetFunction",

@@ -1,0 +1,205 @@
+"""DLPack, both ways: other people's capsules as plain figures, and our own memory as a capsule.
+
+The layouts are those of dlpack.h (https://dmlc.github.io/dlpack/latest/c_api.html), the calls those of the array API's
+`__dlpack__`. A capsule that is read here is not consumed: it stays its producer's, who frees it when it goes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import struct
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from drvtopk.errors import InvalidArgument
+
+CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
+DEVICE_TYPES = {CPU: "cpu", CUDA: "cuda", CUDA_HOST: "pinned host", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm"}
+DEVICE_TYPES |= {11: "pinned rocm host", CUDA_MANAGED: "managed", 14: "oneapi"}
+_CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
+_READ_ONLY = 1
+VERSION = (1, 0)  # what is asked for, and what is made; any 1.x can be read
+
+# DLTensor: data, device type and id, ndim, dtype code, bits and lanes, shape, strides, byte_offset.
+_TENSOR = struct.Struct("=Q2iiBBH3Q")
+# DLManagedTensorVersioned before its tensor: major, minor, manager_ctx, deleter, flags. The unversioned one has its
+# tensor in front, and manager_ctx and deleter behind.
+_VERSIONED_HEAD = struct.Struct("=2I3Q")
+_TAIL = struct.Struct("=2Q")
+
+_NAME, _VERSIONED_NAME = b"dltensor", b"dltensor_versioned"
+_api = ctypes.pythonapi
+_capsule_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", _api)
+)
+_count_up = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("Py_IncRef", _api))
+_capsule_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
+_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """What a capsule says."""
+
+    address: int
+    """Of the first element, the byte offset included."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    """Elements; None: compact, the last dimension fastest."""
+    dtype: str
+    """'float32', 'bfloat16', 'uint8', ..."""
+    device_type: int
+    device: int
+    read_only: bool
+
+
+def device_of(value: Any) -> tuple[int, int]:
+    """(device type, ordinal) of an array, without an export."""
+    kind, ordinal = value.__dlpack_device__()
+    return int(kind), int(ordinal)
+
+
+def read(argument: str, value: Any, stream: int) -> tuple[Tensor, object]:
+    """An array's figures, and the capsule that keeps them true while it is held.
+
+    `stream` is the consumer's, as DLPack counts them (1 legacy, 2 per thread, -1: order nothing): the producer makes it
+    wait for its own work. Raises InvalidArgument, also where the producer refuses.
+    """
+    try:
+        try:
+            capsule = value.__dlpack__(stream=stream, max_version=VERSION)
+        except TypeError:  # a producer from before versions
+            capsule = value.__dlpack__(stream=stream)
+    except (BufferError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidArgument(
+            argument, f"{type(value).__name__}, whose __dlpack__ refuses ({reason})", "an array that can be exported"
+        ) from error
+    return parse(argument, capsule), capsule
+
+
+def parse(argument: str, capsule: Any) -> Tensor:
+    """The figures of a capsule that nobody consumed yet. Raises InvalidArgument."""
+    flags = 0
+    if _capsule_is(capsule, _VERSIONED_NAME):
+        at = int(_capsule_pointer(capsule, _VERSIONED_NAME) or 0)
+        major, minor, _, _, flags = _VERSIONED_HEAD.unpack(ctypes.string_at(at, _VERSIONED_HEAD.size))
+        if major != VERSION[0]:
+            raise InvalidArgument(argument, f"DLPack {major}.{minor}", f"DLPack {VERSION[0]}.x, or without a version")
+        at += _VERSIONED_HEAD.size
+    elif _capsule_is(capsule, _NAME):
+        at = int(_capsule_pointer(capsule, _NAME) or 0)
+    else:
+        raise InvalidArgument(argument, f"{capsule!r} from __dlpack__", "a capsule that was not consumed")
+    data, kind, ordinal, ndim, code, bits, lanes, shape_at, strides_at, offset = _TENSOR.unpack(
+        ctypes.string_at(at, _TENSOR.size)
+    )
+    if lanes != 1:
+        raise InvalidArgument(argument, f"elements of {lanes} lanes", "scalar elements")
+    words = ctypes.c_int64 * ndim
+    strides = tuple(words.from_address(strides_at)) if strides_at else None
+    return Tensor(
+        address=data + offset,
+        shape=tuple(words.from_address(shape_at)) if ndim else (),
+        strides=strides,
+        dtype="bool" if code == 6 else f"{_CODES.get(code, f'type{code}_')}{bits}",
+        device_type=kind,
+        device=ordinal,
+        read_only=bool(flags & _READ_ONLY),
+    )
+
+
+# What was exported and not yet given back, by the address of its managed tensor.
+_exported: dict[int, _Export] = {}
+_lock = threading.RLock()
+_ONLY_OURS = 2  # references to a capsule that nobody else holds: its export's, and that of the question
+
+
+class _Export:
+    """One managed tensor in memory of ours, and what it keeps alive."""
+
+    def __init__(self, tensor: Tensor, owner: object, *, versioned: bool) -> None:
+        self.owner = owner
+        ndim = len(tensor.shape)
+        words = (ctypes.c_int64 * (2 * ndim))(*tensor.shape, *(tensor.strides or _compact(tensor.shape)))
+        self.words = words
+        at = ctypes.addressof(words)
+        code, bits = _code_of(tensor.dtype)
+        body = _TENSOR.pack(
+            tensor.address, tensor.device_type, tensor.device, ndim, code, bits, 1, at, at + 8 * ndim, 0
+        )
+        deleter = ctypes.cast(_deleter, ctypes.c_void_p).value or 0
+        if versioned:
+            head = _VERSIONED_HEAD.pack(*VERSION, 0, deleter, _READ_ONLY if tensor.read_only else 0)
+            whole, self.deleter_at = head + body, 16
+        else:
+            whole, self.deleter_at = body + _TAIL.pack(0, deleter), _TENSOR.size + 8
+        self.memory = ctypes.create_string_buffer(whole, len(whole))
+        self.address = ctypes.addressof(self.memory)
+        self.capsule: Any = _capsule_new(self.address, _VERSIONED_NAME if versioned else _NAME, None)
+
+    def abandoned(self) -> bool:
+        """Whether the capsule went without having been consumed: nobody will ever call the deleter.
+
+        A destructor of the capsule would tell, but Python code must not run there while an error is under way.
+        """
+        if self.capsule is not None and not any(_capsule_is(self.capsule, name) for name in (_NAME, _VERSIONED_NAME)):
+            self.capsule = None  # consumed, and renamed
+        return self.capsule is not None and sys.getrefcount(self.capsule) <= _ONLY_OURS
+
+
+def _compact(shape: tuple[int, ...]) -> tuple[int, ...]:
+    steps, step = [], 1
+    for n in reversed(shape):
+        steps.append(step)
+        step *= n
+    return tuple(reversed(steps))
+
+
+def _code_of(dtype: str) -> tuple[int, int]:
+    for code, name in _CODES.items():
+        if dtype.startswith(name) and dtype[len(name) :].isdigit():
+            return code, int(dtype[len(name) :])
+    raise ValueError(dtype)
+
+
+def _delete(at: int) -> None:
+    """Called by whoever took the tensor, from any thread, when it is done with it."""
+    with _lock:
+        gone = _exported.pop(at, None)
+    del gone  # outside the lock, as its owner's end may come back here
+
+
+_deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_delete)
+
+
+@atexit.register
+def _forget_deleters() -> None:
+    """Who still holds a tensor when Python has ended must not call into it, and may still read it."""
+    with _lock:
+        for export in _exported.values():
+            _TAIL.pack_into(export.memory, export.deleter_at - 8, 0, 0)
+            _count_up(export)
+
+
+def capsule_of(tensor: Tensor, owner: object, *, versioned: bool) -> Any:
+    """A new capsule, which keeps `owner` alive until its consumer is done with it.
+
+    One that is never consumed is found out when the next one is made.
+    """
+    drop_abandoned()
+    export = _Export(tensor, owner, versioned=versioned)
+    with _lock:
+        _exported[export.address] = export
+    return export.capsule
+
+
+def drop_abandoned() -> None:
+    """Lets go of what was exported in capsules that went without having been consumed."""
+    with _lock:
+        gone = [at for at, other in _exported.items() if other.abandoned()]
+        dropped = [_exported.pop(at) for at in gone]
+    del dropped  # likewise

@@ -1,0 +1,227 @@
+"""Contexts, threads and forks on an emulated device: one engine a context, nothing compiled twice, nobody stuck."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import drvtopk
+from drvtopk import driver as drv
+from drvtopk import engine
+from drvtopk.driver import Driver
+from drvtopk.engine import current_engine
+from drvtopk.errors import CompileError
+from drvtopk.reference import faults
+from drvtopk.spec import Variant
+from tests import emulated
+from tests.emulated import EmulatedDriver
+from tests.producers import Interface
+
+THREADS = 32
+
+
+class Compiler:
+    """Takes its time, counts, and can be told to fail or to wait."""
+
+    def __init__(self) -> None:
+        self.made: Counter[Variant] = Counter()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+        self.failing = 0
+
+    def __call__(self, variant: Variant, arch: str, **how: Any) -> object:
+        self.made[variant] += 1
+        self.waiting.set()
+        assert self.gate.wait(20)
+        time.sleep(0.02)
+        if self.failing:
+            self.failing -= 1
+            raise CompileError(str(variant), (), "it was told to")
+        return emulated._compile(variant, arch)
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    made = Compiler()
+    monkeypatch.setattr(engine, "compile_variant", made)
+    return made
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> EmulatedDriver:
+    device = EmulatedDriver()
+    monkeypatch.setattr(drv, "_loaded", Driver(device))
+    monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
+    return device
+
+
+def logits(seed: int, rows: int, width: int) -> Any:
+    return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("failing", [0, 3])
+def test_many_threads_use_everything_first_at_once(api: EmulatedDriver, compiler: Compiler, failing: int) -> None:
+    """The same problems in every thread, started together; a compiler that fails at first harms only who asked."""
+    compiler.failing = failing
+    shapes = [(2, 3000, 16), (3, 20_000, 64), (2, 40_000, 16)]
+    together = threading.Barrier(THREADS)
+
+    def work(which: int) -> list[str]:
+        together.wait()
+        complaints = []
+        for turn in range(6):
+            rows, width, k = shapes[(which + turn) % len(shapes)]
+            x = logits(100 * which + turn, rows, width)
+            try:
+                given = x if which % 2 else Interface(drv.load(), x)
+                found = drvtopk.topk(given, k)
+            except CompileError:
+                complaints.append("compile")
+                continue
+            complaints += faults(x, k, None, found if which % 2 else found.numpy())
+        return complaints
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        complaints = [c for found in pool.map(work, range(THREADS)) for c in found]
+    assert complaints == ["compile"] * failing
+    assert sum(compiler.made.values()) == len(compiler.made) + failing, "an instantiation was compiled twice"
+    assert len(engine._engines) == 1
+    loads = api.names.count("cuModuleLoadData")
+    assert loads == len(compiler.made)
+
+
+def test_who_is_prepared_does_not_wait_for_who_compiles(api: EmulatedDriver, compiler: Compiler) -> None:
+    x = logits(1, 2, 3000)
+    drvtopk.topk(x, 16)
+    ready = drvtopk.prepare(rows=2, width=3000, k=16)
+    compiler.waiting.clear()
+    compiler.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(drvtopk.topk, x, 17)
+        assert compiler.waiting.wait(20)
+        again = pool.submit(drvtopk.topk, x, 16)
+        assert faults(x, 16, None, again.result(timeout=20)) == []
+        array, out = Interface(drv.load(), x), Interface(drv.load(), np.zeros((2, 16), np.int32))
+        pool.submit(ready, array, out=out).result(timeout=20)
+        assert not other.done()
+        compiler.gate.set()
+        assert faults(x, 17, None, other.result(timeout=20)) == []
+
+
+def test_each_context_has_an_engine_of_its_own(api: EmulatedDriver) -> None:
+    first = current_engine()
+    x = logits(1, 2, 3000)
+    drvtopk.topk(x, 16)
+    loads = api.names.count("cuModuleLoadData")
+    api.contexts.append(0x88)
+    second = current_engine()
+    assert second is not first and second.context == 0x88
+    assert faults(x, 16, None, drvtopk.topk(x, 16)) == []
+    assert api.names.count("cuModuleLoadData") == loads + 1, "a kernel belongs to the context that loaded it"
+    api.contexts.pop()
+    assert current_engine() is first
+    drvtopk.topk(x, 16)
+    assert api.names.count("cuModuleLoadData") == loads + 1
+
+
+def test_contexts_that_come_and_go_do_not_pile_up(api: EmulatedDriver) -> None:
+    first = current_engine()
+    api.contexts.append(0)
+    used = [0x77, *range(1000, 1000 + 2 * engine._CONTEXTS)]
+    for context in used:
+        api.contexts[-1] = context
+        current_engine()
+        api.contexts[-1] = 0x77
+        assert current_engine() is first, "the one in use is kept"
+    assert len(engine._engines) == engine._CONTEXTS
+
+
+def test_the_callers_context_is_never_changed(api: EmulatedDriver) -> None:
+    drvtopk.topk(logits(1, 2, 3000), 16)
+    array = drvtopk.topk(Interface(drv.load(), logits(1, 2, 3000)), 16)
+    array.numpy()
+    assert not {n for n in api.names if n.startswith(("cuCtxCreate", "cuCtxSet", "cuCtxDestroy", "cuDevicePrimary"))}
+
+
+FORKS = """
+import os, signal, sys, threading, time
+signal.alarm(30)
+import numpy as np
+import drvtopk
+from drvtopk import driver as drv, engine
+from tests import emulated
+x = np.random.default_rng(1).standard_normal((2, 3000)).astype(np.float32)
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        try:
+            work()
+        except BaseException as error:
+            print(type(error).__name__, error, flush=True)
+            os._exit(3)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def fresh():
+    emulated.install()
+    assert drvtopk.topk(x, 16).shape == (2, 16)
+
+assert child(fresh) == 0, "forking before the first use is fine"
+emulated.install()
+prepared = drvtopk.prepare(rows=2, width=3000, k=16)
+array = drvtopk.from_address(1 << 20, (2, 3000), "float32")
+stop = threading.Event()
+
+def hold(lock):
+    with lock:
+        stop.wait(20)
+
+for lock in (drv._lock, engine._lock, prepared._inner._active._lock):
+    threading.Thread(target=hold, args=(lock,), daemon=True).start()
+time.sleep(0.2)
+
+def refused():
+    for call in (
+        lambda: drvtopk.topk(x, 16),
+        lambda: drvtopk.prepare(rows=2, width=3000, k=16),
+        drvtopk.primary_context().__enter__,
+    ):
+        try:
+            call()
+        except drvtopk.DriverUnavailable as error:
+            assert "forked after CUDA was initialised" in str(error), error
+        else:
+            raise AssertionError("not refused")
+    assert drvtopk.devices() == []
+    drvtopk.topk_reference(x, 16)
+    assert child(lambda: drvtopk.topk(x, 16)) == 3, "nor does a child of it"
+    prepared._inner._active._lock.acquire(timeout=5) or os._exit(4)
+
+assert child(refused) == 0
+stop.set()
+time.sleep(0.2)
+assert drvtopk.topk(x, 16).shape == (2, 16), "the parent goes on"
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_is_told_so_and_never_hangs() -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stdout + done.stderr
+    assert "forked after CUDA was initialised" in done.stdout  # of the grandchild
