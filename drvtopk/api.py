@@ -273,8 +273,9 @@ def topk(
     }
     beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)
     if on_host:
-        return _topk_numpy(logits, k, beside, stream, route, hints)
-    return _topk_device(engine, given, k, beside, handle, route, hints)
+        return _topk_numpy(logits, k, beside, stream_handle(stream), route, hints)
+    with engine.driver.relaxed_capture():
+        return _topk_device(engine, given, k, beside, handle, route, hints)
 
 
 @dataclasses.dataclass(slots=True)
@@ -345,12 +346,9 @@ def _topk_device(
         beside.values = DeviceArray(engine, (rows, k), handle, options.dtype)
     size = prepared.workspace_bytes
     if beside.workspace is None and size:
-        lent = engine.driver.mem_alloc_async(size, handle)
-        try:
-            beside.workspace = from_address(lent, (size,), "uint8", device=engine.ordinal)
+        with engine.driver.lent(size, handle) as address:
+            beside.workspace = from_address(address, (size,), "uint8", device=engine.ordinal)
             _launch(prepared, logits, beside, handle, engine, asking=True)
-        finally:
-            engine.driver.mem_free_async(lent, handle)
     else:
         _launch(prepared, logits, beside, handle, engine, asking=True)
     return Selected(beside.out, beside.values) if options.values else beside.out
@@ -473,7 +471,7 @@ def _host_integers(name: str, given: Any) -> npt.NDArray[Any]:
 
 
 def _topk_numpy(
-    logits: npt.NDArray[Any], k: int, beside: _Beside, stream: Any, route: str, hints: dict[str, Any]
+    logits: npt.NDArray[Any], k: int, beside: _Beside, handle: int, route: str, hints: dict[str, Any]
 ) -> Any:
     rows, width = logits.shape
     options: Options = hints["options"]
@@ -498,16 +496,14 @@ def _topk_numpy(
             raise InvalidArgument("page_table", f"{table.min()}..{table.max()}", "pages that fit into int32")
         arrays["page_table"] = np.ascontiguousarray(table, dtype=np.int32)
     problem = Problem(rows=rows, width=width, k=k, **hints)
-    handle = stream_handle(stream)
     with primary_context(), contextlib.ExitStack() as stack:
         engine = current_engine()
         driver = engine.driver
+        stack.enter_context(driver.relaxed_capture())
         prepared = engine.prepare_once(problem, route)
 
         def device(size: int) -> int:
-            address = driver.mem_alloc(size)
-            stack.callback(driver.mem_free, address)
-            return address
+            return stack.enter_context(driver.lent(size, handle))
 
         at: dict[str, int] = {}
         for name, array in arrays.items():

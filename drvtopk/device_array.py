@@ -87,8 +87,8 @@ class DeviceArray:
     def numpy(self) -> npt.NDArray[Any]:
         """A copy on the host, after the launch that fills it."""
         host = np.empty(self.shape, dtype=self.dtype)
-        self._engine.driver.stream_synchronize(self._stream)
-        self._engine.driver.copy_to_host(host, self._address)
+        with self._engine.driver.relaxed_capture():
+            self._engine.staging.to_host(host, self._address, self._stream)
         return host
 
     def __del__(self) -> None:

@@ -16,7 +16,7 @@ from drvtopk.errors import DriverError, DriverUnavailable
 from drvtopk.spec import THREADS, DeviceInfo
 
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
-_INVALID_VALUE = 1
+_INVALID_VALUE, _NOT_SUPPORTED = 1, 801
 _NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA driver"
 
 _FORKED = (
@@ -193,7 +193,8 @@ class Driver:
 
     @contextlib.contextmanager
     def relaxed_capture(self) -> Iterator[None]:
-        """Loading a module would invalidate a capture that another stream has under way; in here it does not."""
+        """Loading, allocating, freeing and waiting for events would end a capture that another stream, maybe of another
+        thread, has under way; in here they do not."""
         modes = self.api.CUstreamCaptureMode
         before = self._call("cuThreadExchangeStreamCaptureMode", modes.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
@@ -283,12 +284,34 @@ class Driver:
         self._call("cuMemFree", address)
 
     def mem_free_in(self, context: Any, address: int) -> None:
-        """For finalisers, which run on any thread: it may have another context, or none."""
+        """For finalisers, which run at any time on any thread: it may have another context, or none, or a capture."""
         self._call("cuCtxPushCurrent", context)
         try:
-            self._call("cuMemFree", address)
+            with self.relaxed_capture():
+                self._call("cuMemFree", address)
         finally:
             self._call("cuCtxPopCurrent")
+
+    @contextlib.contextmanager
+    def lent(self, size: int, stream: int) -> Iterator[int]:
+        """Device memory for what is enqueued on `stream` meanwhile, from the device's pool.
+
+        Without a pool it is freed by a call that waits for the whole device, other streams included.
+        """
+        pooled = True
+        try:
+            address = self.mem_alloc_async(size, stream)
+        except DriverError as error:
+            if error.code != _NOT_SUPPORTED:
+                raise
+            pooled, address = False, self.mem_alloc(size)
+        try:
+            yield address
+        finally:
+            if pooled:
+                self.mem_free_async(address, stream)
+            else:
+                self.mem_free(address)
 
     def mem_alloc_pinned(self, size: int) -> int:
         """Host memory that copies reach without help of the host; the address."""

@@ -65,6 +65,7 @@ class FakeDriver:
         self.large_clusters: set[int] = set()
         self._next = 0x1000
         self.pinned: list[Any] = []
+        self.capture_mode = "CU_STREAM_CAPTURE_MODE_GLOBAL"
         self.attributes = {
             "COMPUTE_CAPABILITY_MAJOR": 9,
             "COMPUTE_CAPABILITY_MINOR": 0,
@@ -128,6 +129,10 @@ class FakeDriver:
     def _cuCtxGetDevice(self) -> int:
         return 0
 
+    def _cuThreadExchangeStreamCaptureMode(self, mode: str) -> str:
+        before, self.capture_mode = self.capture_mode, mode
+        return before
+
     def _cuPointerGetAttribute(self, attribute: str, address: int) -> int:
         assert attribute == "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL"
         return 0
@@ -189,5 +194,4 @@ _MAKERS = {
     "cuMemAllocAsync",
     "cuEventCreate",
     "cuStreamCreate",
-    "cuThreadExchangeStreamCaptureMode",
 }

@@ -506,7 +506,28 @@ def test_memory_of_a_result_is_freed_in_its_own_context(api: EmulatedDriver, x: 
     api.calls.clear()
     del found
     gc.collect()
-    assert api.names == ["cuCtxPushCurrent", "cuMemFree", "cuCtxPopCurrent"] and api.calls[0][1] == (0x77,)
+    calls = [name for name in api.names if name != "cuThreadExchangeStreamCaptureMode"]
+    assert calls == ["cuCtxPushCurrent", "cuMemFree", "cuCtxPopCurrent"] and api.calls[0][1] == (0x77,)
+
+
+UNSAFE = ("cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuModuleLoadData", "cuEventSynchronize", "cuStreamSynchronize")
+
+
+def test_captures_of_others_are_not_disturbed(api: EmulatedDriver, x: Any) -> None:
+    """Calls that end a capture of another thread are made only while this thread has said that it means none."""
+    drvtopk.topk(made(Interface, x), K).numpy()
+    drvtopk.topk(x, K)
+    gc.collect()
+    mode = before = api.capture_mode
+    seen = set()
+    for name, args in api.calls[api.names.index("cuCtxGetId") :]:  # before that the test's own
+        if name == "cuThreadExchangeStreamCaptureMode":
+            mode = args[0]
+        elif name in UNSAFE:
+            assert mode == "CU_STREAM_CAPTURE_MODE_RELAXED", name
+            seen.add(name)
+    assert mode == before
+    assert seen >= set(UNSAFE) - {"cuStreamSynchronize"}
 
 
 # Numpy, through pinned memory

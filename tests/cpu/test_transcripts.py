@@ -414,9 +414,20 @@ def test_topk_on_device_arrays_lends_a_workspace_and_launches_on_the_stream(host
     out = Device((4, 1024), "<i4", address=OUT)
     lengths = Device((4,), "<i4", address=3 << 30)
     assert api.topk(Device((4, 100_000)), 1024, lengths, out=out, stream=9, route="persistent") is out
-    names = [name for name in fake.names if name != "cuPointerGetAttribute"]
-    assert names[-3:] == ["cuMemAllocAsync", "cuLaunchCooperativeKernel", "cuMemFreeAsync"]
-    assert fake.calls[-2][1][8] == 9 and fake.calls[-1][1][1] == 9
+    calls = [(n, args) for n, args in fake.calls if n.startswith(("cuMem", "cuLaunch"))]
+    assert [name for name, _ in calls] == ["cuMemAllocAsync", "cuLaunchCooperativeKernel", "cuMemFreeAsync"]
+    assert calls[0][1][1] == calls[1][1][8] == calls[2][1][1] == 9
+
+
+def test_without_a_memory_pool_the_workspace_is_allocated_all_the_same(host: Engine, fake: FakeDriver) -> None:
+    out = Device((4, 1024), "<i4", address=OUT)
+    fake.fail["cuMemAllocAsync"] = 801
+    api.topk(Device((4, 100_000)), 1024, out=out, stream=9, route="persistent")
+    calls = [name for name in fake.names if name.startswith(("cuMem", "cuLaunch"))]
+    assert calls == ["cuMemAllocAsync", "cuMemAlloc", "cuLaunchCooperativeKernel", "cuMemFree"]
+    fake.fail["cuMemAllocAsync"] = 2
+    with pytest.raises(DriverError, match="cuMemAllocAsync"):
+        api.topk(Device((4, 100_000)), 1024, out=out, stream=9, route="persistent")
 
 
 def test_topk_waits_for_the_stream_that_an_array_names(host: Engine, fake: FakeDriver) -> None:
@@ -426,7 +437,8 @@ def test_topk_waits_for_the_stream_that_an_array_names(host: Engine, fake: FakeD
     assert [args[0] for args in waits] == [9]
     fake.calls.clear()
     api.topk(Device((4, 100), stream=7), 8, out=out)
-    assert "cuStreamWaitEvent" not in fake.names and fake.calls[-1][1][8] == 7
+    assert "cuStreamWaitEvent" not in fake.names
+    assert [args[8] for name, args in fake.calls if name == "cuLaunchKernel"] == [7]
 
 
 def test_an_unprepared_call_inside_a_capture_is_refused(host: Engine, fake: FakeDriver) -> None:
@@ -510,11 +522,11 @@ def test_a_workspace_that_is_too_small_says_both_numbers(host: Engine, fake: Fak
 def test_numpy_arrays_are_copied_in_and_out_and_nothing_stays_allocated(host: Engine, fake: FakeDriver) -> None:
     result = api.topk(np.zeros((4, 100_000), np.float32), 8, np.array([1, 2, 3, 2**40]), route="persistent")
     assert result.shape == (4, 8) and result.dtype == np.int32
-    assert fake.names.count("cuMemAlloc") == fake.names.count("cuMemFree") == 4
+    assert fake.names.count("cuMemAllocAsync") == fake.names.count("cuMemFreeAsync") == 4
     fake.fail["cuLaunchCooperativeKernel"] = 700
     with pytest.raises(DriverError):
         api.topk(np.zeros((4, 100_000), np.float32), 8, route="persistent")
-    assert fake.names.count("cuMemAlloc") == fake.names.count("cuMemFree")
+    assert fake.names.count("cuMemAllocAsync") == fake.names.count("cuMemFreeAsync")
 
 
 @pytest.mark.parametrize(
