@@ -16,7 +16,7 @@ import drvtopk
 from drvtopk.engine import current_engine
 from drvtopk.plan import Problem, plan
 from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, Tuning, Variant
-from tests.gpu.support import INSTANTIATIONS, NO_CLUSTERS, Gpu, compile_ahead, emulated, layout
+from tests.gpu.support import INSTANTIATIONS, MEANT, Gpu, compile_ahead, emulated, layout
 
 SECONDS = 120
 ALONE_SECONDS = 60
@@ -106,8 +106,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     except subprocess.TimeoutExpired as error:
         shown = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
         pytest.fail(f"still running after {ALONE_SECONDS} s, killed\n{shown}", pytrace=False)
-    if done.returncode == 0 and "1 skipped" in done.stdout and NO_CLUSTERS in done.stdout:
-        pytest.skip(NO_CLUSTERS)
+    for reason in MEANT:
+        if done.returncode == 0 and "1 skipped" in done.stdout and reason in done.stdout:
+            pytest.skip(reason)
     if done.returncode != 0 or "1 passed" not in done.stdout:
         pytest.fail(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}", pytrace=False)
     return True
@@ -116,7 +117,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
-    meant = NO_CLUSTERS in str(report.longrepr)
+    meant = any(reason in str(report.longrepr) for reason in MEANT)
     if REQUIRED and report.skipped and not meant and "tests/gpu" in item.path.as_posix():
         report.outcome = "failed"
         report.longrepr = f"DRVTOPK_REQUIRE_GPU=1 and this was skipped: {report.longrepr}"
