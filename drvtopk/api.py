@@ -20,9 +20,10 @@ from drvtopk.arrays import (
     from_address,
     is_device_array,
     needs_ordering,
-    overlap,
+    overlapping,
     rows_view,
     same_stream,
+    spoken_by,
     stream_handle,
     view,
 )
@@ -304,15 +305,16 @@ def _logits_and_stream(engine: Engine, logits: Any, stream: Any, dtype: str | No
     """The logits as they are, and the handle of the stream to launch on."""
     if not is_device_array(logits):
         raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({SPOKEN})")
-    handle = hosts.current_stream(logits) if stream is None else stream_handle(stream)
+    handle = hosts.stream_of(spoken_by(logits), logits) if stream is None else stream_handle(stream)
     given = rows_view("logits", logits, dtype, stream=_order(engine, handle or 0, logits))
     return given, (given.stream or 0) if handle is None else handle
 
 
 def _order(engine: Engine, stream: int, *arrays: Any) -> int:
     """What producers are told to let wait: the stream, unless it is capturing, which nothing outside may be part of."""
-    if any(map(needs_ordering, arrays)) and engine.driver.stream_is_capturing(stream):
-        return UNORDERED
+    for array in arrays:
+        if array is not None and needs_ordering(array) and engine.driver.stream_is_capturing(stream):
+            return UNORDERED
     return stream
 
 
@@ -420,11 +422,11 @@ def _launch(
         outputs["workspace"] = lent
     arrays = inputs | outputs
     for name, array in arrays.items():
-        _check_device(engine, name, array, asking=asking)
-    for name, written in outputs.items():
-        for other, array in arrays.items():
-            if other != name and overlap(written, array):
-                raise InvalidArgument(name, f"memory that {other} lies in", "memory of its own")
+        if asking or (array.device is not None and array.device != engine.ordinal):
+            _check_device(engine, name, array, asking=asking)
+    met = overlapping(outputs, arrays)
+    if met is not None:
+        raise InvalidArgument(met[0], f"memory that {met[1]} lies in", "memory of its own")
     producers = {array.stream or 1 for array in arrays.values() if array.stream is not None}
     others = [producer for producer in producers if not same_stream(producer, stream)]
     if others and not engine.driver.stream_is_capturing(stream):

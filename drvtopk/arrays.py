@@ -7,7 +7,7 @@ asked of the driver), DLPack (it tells device, read-only memory and every dtype,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,12 @@ class DeviceView:
     @property
     def span(self) -> tuple[int, int]:
         """First byte and one past the last."""
-        if self.size == 0:
-            return self.address, self.address
-        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        return self.address, self.address + (last + 1) * self.item_bytes
+        elements = 1
+        for n, stride in zip(self.shape, self.strides, strict=True):
+            if n == 0:
+                return self.address, self.address
+            elements += (n - 1) * stride
+        return self.address, self.address + elements * self.item_bytes
 
 
 def from_address(
@@ -139,8 +141,37 @@ def compact(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
+_spoken: dict[type, str] = {}  # of the types seen
+
+
+def spoken_by(value: object) -> str:
+    """How an array is read: "view", "ours", "torch", "cupy", "dlpack"; "interface" if by nothing that a type tells."""
+    kind = type(value)
+    found = _spoken.get(kind)
+    if found is None:
+        if len(_spoken) > 256:
+            _spoken.clear()
+        found = _spoken[kind] = _spoken_by(kind)
+    return found
+
+
+def _spoken_by(kind: type) -> str:
+    if issubclass(kind, DeviceView):
+        return "view"
+    if hasattr(kind, "_device_view"):
+        return "ours"
+    if hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__") and not hosts.framework_of(kind):
+        return "dlpack"
+    return hosts.framework_of(kind) or "interface"
+
+
 def is_device_array(value: object) -> bool:
-    return isinstance(value, DeviceView) or hasattr(value, "__dlpack__") or hasattr(value, "__cuda_array_interface__")
+    return spoken_by(value) != "interface" or hasattr(value, "__cuda_array_interface__")
+
+
+def needs_ordering(value: object) -> bool:
+    """Whether its producer orders streams while we look at it, which it must not do inside a capture."""
+    return spoken_by(value) == "dlpack"
 
 
 def view(
@@ -151,28 +182,25 @@ def view(
     `stream`, a handle, is what a DLPack producer lets wait for its own work; UNORDERED: nothing. Raises
     InvalidArgument.
     """
-    own = own_view(value)
-    if own is not None:
-        found = own
-    elif hosts.is_torch(value):
-        found = _torch_view(argument, value)
-    elif hosts.is_cupy(value):
-        found = _cupy_view(value)
-    elif hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
-        found = _dlpack_view(argument, value, stream)
+    given: Any = value
+    spoken = spoken_by(value)
+    if spoken == "view":
+        found: DeviceView = given
+    elif spoken == "torch":
+        found = _torch_view(argument, given)
+    elif spoken == "cupy":
+        found = _cupy_view(given)
+    elif spoken == "dlpack":
+        found = _dlpack_view(argument, given, stream)
+    elif spoken == "ours":
+        found = given._device_view
     else:
-        found = _interface_view(argument, value)
+        found = _interface_view(argument, given)
     if dtype is not None and found.dtype != dtype and (dtype, found.dtype) != ("bfloat16", "uint16"):
         raise InvalidArgument(argument, f"dtype {found.dtype}", dtype)
     if writable and found.read_only:
         raise InvalidArgument(argument, "a read-only array", "a writable array")
     return found
-
-
-def own_view(value: object) -> DeviceView | None:
-    """What `from_address` made, or the view of a DeviceArray; None for what is not ours."""
-    found = value if isinstance(value, DeviceView) else getattr(value, "_device_view", None)
-    return found if isinstance(found, DeviceView) else None
 
 
 def _torch_view(argument: str, tensor: Any) -> DeviceView:
@@ -186,7 +214,7 @@ def _torch_view(argument: str, tensor: Any) -> DeviceView:
         strides=tensor.stride(),
         item_bytes=tensor.element_size(),
         dtype=str(tensor.dtype).rpartition(".")[2],
-        stream=hosts.current_stream(tensor),
+        stream=hosts.stream_of("torch", tensor),
         device=tensor.get_device(),
         owner=tensor,
     )
@@ -200,16 +228,10 @@ def _cupy_view(array: Any) -> DeviceView:
         strides=tuple(stride // item for stride in array.strides),
         item_bytes=item,
         dtype=_name_of(array.dtype.str) if array.dtype.kind == "V" else str(array.dtype),
-        stream=hosts.current_stream(array),
+        stream=hosts.stream_of("cupy", array),
         device=int(array.device.id),
         owner=array,
     )
-
-
-def needs_ordering(value: object) -> bool:
-    """Whether its producer orders streams while we look at it, which it must not do inside a capture."""
-    ours = own_view(value) is not None or hosts.is_torch(value) or hosts.is_cupy(value)
-    return not ours and hasattr(value, "__dlpack__")
 
 
 def _dlpack_view(argument: str, value: Any, stream: int) -> DeviceView:
@@ -302,10 +324,15 @@ def dtype_of(argument: str, found: DeviceView, dtype: str | None) -> str:
     raise InvalidArgument(argument, f"dtype {own}", allowed)
 
 
-def overlap(a: DeviceView, b: DeviceView) -> bool:
-    """Whether the byte ranges of two arrays meet."""
-    (a0, a1), (b0, b1) = a.span, b.span
-    return a0 < b1 and b0 < a1
+def overlapping(outputs: Iterable[str], arrays: Mapping[str, DeviceView]) -> tuple[str, str] | None:
+    """The first of the outputs whose bytes another array has too, and that array, by their names."""
+    spans = {name: array.span for name, array in arrays.items()}
+    for name in outputs:
+        first, past = spans[name]
+        for other, (other_first, other_past) in spans.items():
+            if first < other_past and other_first < past and other != name:
+                return name, other
+    return None
 
 
 def stream_handle(stream: object) -> int:

@@ -35,7 +35,11 @@ class DeviceArray:
         self._address = 0
         self._address = engine.driver.mem_alloc(shape[0] * shape[1] * self.dtype.itemsize)
         # How this package itself takes it: an export would keep it until its capsule is done with.
-        self._device_view: DeviceView = from_address(self._address, shape, dtype, stream=stream, device=engine.ordinal)
+        self._view = from_address(self._address, shape, dtype, stream=stream, device=engine.ordinal)
+
+    @property
+    def _device_view(self) -> DeviceView:
+        return self._view
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -6,29 +6,26 @@ import sys
 from typing import Any
 
 
-def _framework(value: object) -> str:
-    return type(value).__module__.partition(".")[0]
+def _framework(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
-def is_torch(value: object) -> bool:
-    """Whether it is a torch tensor (a parameter or another subclass too)."""
-    if _framework(value) == "torch":
-        return hasattr(value, "data_ptr")
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, getattr(torch, "Tensor", ()))
+def framework_of(kind: type) -> str:
+    """ "torch" for tensors (parameters and other subclasses too), "cupy" for CuPy arrays, "" for anything else."""
+    for base in kind.__mro__:
+        if _framework(base) == "torch" and hasattr(base, "data_ptr"):
+            return "torch"
+        if _framework(base) == "cupy" and hasattr(base, "__cuda_array_interface__"):
+            return "cupy"
+    return ""
 
 
-def is_cupy(value: object) -> bool:
-    """Whether it is a CuPy array."""
-    return _framework(value) == "cupy" and hasattr(value, "data")
-
-
-def current_stream(value: Any) -> int | None:
+def stream_of(framework: str, value: Any) -> int | None:
     """The handle of the stream on which the framework of this array works now; None if it has no such thing."""
-    if is_torch(value):
+    if framework == "torch":
         stream: int = sys.modules["torch"].cuda.current_stream(value.device).cuda_stream
         return stream
-    if is_cupy(value):
+    if framework == "cupy":
         handle: int = sys.modules["cupy"].cuda.get_current_stream().ptr
         return handle
     return None
@@ -41,7 +38,7 @@ def handle_of(stream: Any) -> int | None:
         if found is not None:
             break
     else:
-        if _framework(stream) not in ("cuda", "ctypes"):
+        if _framework(type(stream)) not in ("cuda", "ctypes"):
             return None
         found = stream
     found = getattr(found, "value", found)  # ctypes

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drvtopk import dlpack
+from drvtopk import arrays, dlpack
 from drvtopk.arrays import compact
 from drvtopk.driver import Driver
 
@@ -153,6 +153,10 @@ class CupyArray(Memory):
         return self.content.dtype
 
     @property
+    def __cuda_array_interface__(self) -> Any:
+        raise AssertionError("nobody needs an export of this")
+
+    @property
     def strides(self) -> tuple[int, ...]:
         return tuple(self.content.itemsize * step for step in self.steps)
 
@@ -165,10 +169,11 @@ def frameworks(monkeypatch: pytest.MonkeyPatch, stream: int) -> None:
     import sys
 
     torch: Any = ModuleType("torch")
-    torch.Tensor = Tensor
     torch.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=stream))
     cupy: Any = ModuleType("cupy")
     cupy.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=stream))
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(CupyArray, "__module__", "cupy")
+    for kind, name in ((Tensor, "torch"), (CupyArray, "cupy")):
+        monkeypatch.setattr(kind, "__module__", name)
+    arrays._spoken.clear()
