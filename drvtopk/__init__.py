@@ -19,6 +19,7 @@ from drvtopk.errors import (
     TopKError,
     WorkspaceTooSmall,
 )
+from drvtopk.explain import explain
 from drvtopk.plan import Plan, Problem
 from drvtopk.reference import Selected, topk_reference
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from drvtopk.api import Prepared, devices, prepare, primary_context, topk
     from drvtopk.arrays import DeviceView, from_address
     from drvtopk.device_array import DeviceArray
+    from drvtopk.engine import Bound
+    from drvtopk.prebuilt import use_cubins
 
 __version__ = "0.1.0"
 
 __all__ = [
     "KNOWN_DEVICES",
+    "Bound",
     "CacheWarning",
     "CompileError",
     "CompilerUnavailable",
@@ -53,17 +57,24 @@ __all__ = [
     "Variant",
     "WorkspaceTooSmall",
     "devices",
+    "explain",
     "from_address",
     "prepare",
     "primary_context",
     "topk",
     "topk_reference",
+    "use_cubins",
 ]
 
-_LAZY = ("DeviceArray", "DeviceView", "Prepared", "devices", "from_address", "prepare", "primary_context", "topk")
+_LAZY = {"Bound", "DeviceArray", "DeviceView", "Prepared", "devices", "from_address", "prepare", "primary_context"}
+_LAZY |= {"topk"}
 
 
 def __getattr__(name: str) -> object:
+    if name == "use_cubins":
+        from drvtopk import prebuilt
+
+        return prebuilt.use_cubins
     if name in _LAZY:
         from drvtopk import api
 

@@ -1,4 +1,4 @@
-"""python -m drvtopk: demo, topk, compile, plan, doctor."""
+"""python -m drvtopk: demo, topk, compile, export, plan, doctor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from drvtopk import __version__
-from drvtopk.cli import compiling, demo, doctor, planning, selecting
+from drvtopk.cli import compiling, demo, doctor, exporting, planning, selecting
 from drvtopk.cli.output import one_line_warning
 from drvtopk.errors import InvalidArgument, PlanError, TopKError
 
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m drvtopk", description=__doc__)
     parser.add_argument("--version", action="version", version=f"drvtopk {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
-    for module in (demo, selecting, compiling, planning, doctor):
+    for module in (demo, selecting, compiling, exporting, planning, doctor):
         module.add(commands)
     return parser
 

@@ -28,7 +28,7 @@ from drvtopk.arrays import (
     view,
 )
 from drvtopk.device_array import DeviceArray
-from drvtopk.engine import Engine, current_engine
+from drvtopk.engine import Bound, Engine, current_engine
 from drvtopk.engine import Prepared as _Prepared
 from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared, WorkspaceTooSmall
 from drvtopk.plan import Plan, Problem
@@ -100,19 +100,40 @@ class Prepared:
         `values`, `row_starts` and `page_table` are given exactly where they were prepared for. `stream` as in `topk`.
         This is one driver call, unless an array names another stream that it waits for. `launch` takes addresses.
         """
+        given, handle = _logits_and_stream(self.engine, logits, stream, self.problem.options.dtype)
+        self._check_logits(given)
+        beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)
+        _launch(self._inner, given, beside, handle, self.engine)
+
+    def bind(
+        self,
+        logits: Any,
+        lengths: Any = None,
+        *,
+        out: Any,
+        values: Any = None,
+        row_starts: Any = None,
+        page_table: Any = None,
+        page_size: int = 1,
+        workspace: Any = None,
+    ) -> Bound:
+        """A launch of these very arrays, checked and packed now: calling what comes back, with a stream's handle, is
+        the driver call and nothing else. It keeps the arrays. Nothing is waited for then: what it reads has to be ready
+        on that stream.
+        """
+        given = rows_view("logits", logits, self.problem.options.dtype)
+        self._check_logits(given)
+        beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)
+        arrays, strides = _gathered(self._inner, given, beside, UNORDERED, self.engine, asking=True)
+        addresses = [arrays[name].address if name in arrays else 0 for name in ("lengths", "out", "workspace")]
+        return self._inner.bind(given.address, *addresses, **strides, keep=(logits, beside))
+
+    def _check_logits(self, given: DeviceView) -> None:
         problem = self.problem
-        given, handle = _logits_and_stream(self.engine, logits, stream, problem.options.dtype)
         if given.shape != (problem.rows, problem.width):
             raise InvalidArgument("logits", f"shape {given.shape}", f"({problem.rows}, {problem.width}), as prepared")
         if problem.rows > 1 and given.strides[0] != problem.row_stride:
             raise InvalidArgument("logits", f"a row stride of {given.strides[0]}", f"{problem.row_stride}, as prepared")
-        _launch(
-            self._inner,
-            given,
-            _Beside(lengths, out, values, row_starts, page_table, page_size, workspace),
-            handle,
-            self.engine,
-        )
 
 
 def prepare(
@@ -387,12 +408,33 @@ def _launch(
     prepared: _Prepared, logits: DeviceView, beside: _Beside, stream: int, engine: Engine, *, asking: bool = False
 ) -> None:
     """Checks every argument against the prepared problem, then launches once. `asking` may ask the driver of them."""
-    rows, k, options = prepared.problem.rows, prepared.problem.k, prepared.problem.options
     order = _order(
         engine,
         stream,
         *(beside.lengths, beside.out, beside.values, beside.row_starts, beside.page_table, beside.workspace),
     )
+    arrays, more = _gathered(prepared, logits, beside, order, engine, asking=asking)
+    producers = {array.stream or 1 for array in arrays.values() if array.stream is not None}
+    others = [producer for producer in producers if not same_stream(producer, stream)]
+    if others and not engine.driver.stream_is_capturing(stream):
+        for producer in others:
+            engine.driver.stream_wait(stream, producer)
+    lengths, workspace = arrays.get("lengths"), arrays.get("workspace")
+    prepared.launch(
+        logits.address,
+        lengths.address if lengths else 0,
+        arrays["out"].address,
+        workspace.address if workspace else 0,
+        stream,
+        **more,
+    )
+
+
+def _gathered(
+    prepared: _Prepared, logits: DeviceView, beside: _Beside, order: int, engine: Engine, *, asking: bool
+) -> tuple[dict[str, DeviceView], dict[str, int]]:
+    """Every array by its name, checked against the prepared problem and the others; and what else a launch is told."""
+    rows, k, options = prepared.problem.rows, prepared.problem.k, prepared.problem.options
     outputs = {"out": _result("out", beside.out, (rows, k), options.index_dtype, order)}
     inputs = {"logits": logits}
     if beside.lengths is not None:
@@ -427,33 +469,15 @@ def _launch(
     met = overlapping(outputs, arrays)
     if met is not None:
         raise InvalidArgument(met[0], f"memory that {met[1]} lies in", "memory of its own")
-    producers = {array.stream or 1 for array in arrays.values() if array.stream is not None}
-    others = [producer for producer in producers if not same_stream(producer, stream)]
-    if others and not engine.driver.stream_is_capturing(stream):
-        for producer in others:
-            engine.driver.stream_wait(stream, producer)
-
-    def address(name: str) -> int:
-        found = inputs.get(name) or outputs.get(name)
-        return found.address if found else 0
-
-    more: dict[str, int] = {}
+    more = {"out_stride": outputs["out"].strides[0] if rows > 1 else k}
     if options.extras:
-        more = {name: address(name) for name in ("values", "row_starts", "page_table")}
+        more |= {n: arrays[n].address if n in arrays else 0 for n in ("values", "row_starts", "page_table")}
         more |= {"page_size": beside.page_size, "rows_per_table": per_table}
         if options.values:
             more["values_stride"] = outputs["values"].strides[0] if rows > 1 else k
         if options.page_table:
             more["page_table_stride"] = inputs["page_table"].strides[0]
-    prepared.launch(
-        logits.address,
-        address("lengths"),
-        address("out"),
-        address("workspace"),
-        stream,
-        out_stride=outputs["out"].strides[0] if rows > 1 else k,
-        **more,
-    )
+    return arrays, more
 
 
 def _host_result(name: str, given: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

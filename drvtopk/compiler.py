@@ -10,12 +10,14 @@ import ctypes
 import dataclasses
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from drvtopk import cache as caching
 from drvtopk import spec
 from drvtopk.cache import Cache
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
+from drvtopk.events import tell
+from drvtopk.progress import compiling, progress
 from drvtopk.source import kernel_sources
 from drvtopk.spec import KernelInfo, Variant
 
@@ -259,6 +263,17 @@ def compile_variant(
     )
 
 
+def compile_variants(variants: Sequence[Variant], arch: str, *, cache: Cache | None, label: str) -> list[Compiled]:
+    """Several, two at a time, in order, with progress. Raises as `compile_variant` does, and leaves the rest."""
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(compile_variant, v, arch, cache=cache) for v in variants]
+        try:
+            return [future.result() for future in progress(running, label)]
+        finally:
+            for future in running:
+                future.cancel()
+
+
 def compile_source(
     what: str,
     source: bytes,
@@ -284,10 +299,22 @@ def compile_source(
     if cache is not None:
         found = cache.get(entry)
         if found is not None:
+            tell(logging.INFO, "compile", "%s for %s came from the cache", what, arch)
             return _unpack(what, arch, found)
     started = time.perf_counter()
-    cubin, log = _run(what, source, name, headers, opts)
+    with compiling(f"{what} for {arch}"):
+        cubin, log = _run(what, source, name, headers, opts)
     info = _info(log, len(cubin), time.perf_counter() - started)
+    tell(
+        logging.INFO,
+        "compile",
+        "compiled %s for %s in %.2f s: %s registers, %s bytes of spills",
+        what,
+        arch,
+        info.seconds,
+        info.registers,
+        info.spill_bytes,
+    )
     if cache is not None:
         cache.put(entry, _pack(cubin, info, log))
     return Compiled(what=what, arch=arch, cubin=cubin, info=info, log=log, from_cache=False)

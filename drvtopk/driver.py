@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from drvtopk.errors import DriverError, DriverUnavailable
@@ -274,6 +274,36 @@ class Driver:
         if int(code) != 0:
             raise self._error("cuLaunchCooperativeKernel", code, about)
         return True
+
+    def plain_launcher(
+        self, function: Any, grid: int, smem_bytes: int, params: int, about: str, threads: int
+    ) -> Callable[[Any], bool]:
+        """`launch` with all but the stream in place: nothing is looked up or put together any more."""
+        call = self.api.cuLaunchKernel
+
+        def launch(stream: Any) -> bool:
+            (code,) = call(function, grid, 1, 1, threads, 1, 1, smem_bytes, stream, params, 0)
+            if code != 0:
+                raise self._error("cuLaunchKernel", code, about)
+            return True
+
+        return launch
+
+    def cooperative_launcher(
+        self, function: Any, grid: int, smem_bytes: int, params: int, about: str
+    ) -> Callable[[Any], bool]:
+        """`launch_cooperative`, likewise."""
+        call = self.api.cuLaunchCooperativeKernel
+
+        def launch(stream: Any) -> bool:
+            (code,) = call(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params)
+            if code == COOPERATIVE_LAUNCH_TOO_LARGE:
+                return False
+            if code != 0:
+                raise self._error("cuLaunchCooperativeKernel", code, about)
+            return True
+
+        return launch
 
     # Memory, streams, events and graphs: for numpy arrays, the command line, tests and benchmarks. No launch uses them.
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import struct
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from drvtopk.cache import Cache, default_folder
 from drvtopk.compiler import compile_variant, nvrtc_version
 from drvtopk.driver import Driver, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
+from drvtopk.events import tell
 from drvtopk.plan import (
     Clusters,
     Occupancy,
@@ -25,24 +26,28 @@ from drvtopk.plan import (
     calculated_occupancy,
     plan,
 )
+from drvtopk.prebuilt import Prebuilt, current
+from drvtopk.progress import preparing
 from drvtopk.spec import (
     DEFAULT_TUNING,
+    EXTRAS,
     INDEX_DTYPES,
+    PARAMS,
+    VARYING,
     WORKSPACE_ALIGNMENT,
     DeviceInfo,
     KernelInfo,
     Options,
     Tuning,
     Variant,
+    packed,
 )
 from drvtopk.staging import Staging
 
-log = logging.getLogger("drvtopk")
-
 # `Params` of cuda_src/params.cuh, which asserts these sizes.
-_PARAMS = struct.Struct("<4Q2q8I")
-_VARYING = struct.Struct("<4Q2q")  # its front, which each launch fills in
-_EXTRAS = struct.Struct("<3Q2q2I")  # behind it, in variants whose options need more arrays
+_PARAMS = packed(PARAMS)
+_VARYING = packed(PARAMS[:VARYING])  # its front, which each launch fills in
+_EXTRAS = packed(EXTRAS)  # behind it, in variants whose options need more arrays
 PARAMS_BYTES = _PARAMS.size
 EXTRAS_BYTES = _EXTRAS.size
 PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters has room for
@@ -106,6 +111,60 @@ class _Launcher:
             )
             return True
 
+    def bound(
+        self, logits: int, lengths: int, out: int, workspace: int, out_stride: int, extras: tuple[int, ...] | None
+    ) -> tuple[Callable[[Any], bool], object]:
+        """A launch with a parameter block of its own, which nobody changes any more, and what has to be kept for it."""
+        p = self.plan
+        block = ctypes.create_string_buffer(self._block.raw, len(self._block))
+        _VARYING.pack_into(block, 0, logits, lengths, out, workspace, p.stride, out_stride)
+        if extras is not None:
+            _EXTRAS.pack_into(block, PARAMS_BYTES, *extras)
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+        at = ctypes.addressof(pointers)
+        driver, function, about = self._driver, self._function, self._about
+        if p.cooperative:
+            launch = driver.cooperative_launcher(function, p.grid, p.smem_bytes, at, about)
+        elif p.pdl:
+            config, lock = driver.pdl_config(p.grid, p.block, p.smem_bytes), threading.Lock()
+
+            def launch(stream: Any) -> bool:
+                with lock:  # the stream is in the configuration
+                    driver.launch_pdl(function, config, stream, at, about)
+                return True
+        else:
+            launch = driver.plain_launcher(function, p.grid, p.smem_bytes, at, about, p.block)
+        return launch, (block, pointers)
+
+
+class Bound:
+    """One launch with every address in place. Safe to use from several threads; see `Prepared.bind`."""
+
+    __slots__ = ("_arguments", "_block", "_keep", "_launch", "_prepared")
+
+    def __init__(self, prepared: Prepared, arguments: tuple[Any, ...], keep: object) -> None:
+        self._prepared, self._arguments, self._keep = prepared, arguments, keep
+        self._bind()
+
+    def _bind(self) -> None:
+        self._launch, self._block = self._prepared._active.bound(*self._arguments)
+
+    def __call__(self, stream: Any = 0) -> None:
+        """One driver call on `stream`, a handle (0: the legacy default stream). Raises DriverError if it fails."""
+        if not self._launch(stream):
+            self._prepared._fall_back()
+            self._bind()
+            self._launch(stream)
+
+
+class _Nothing(Bound):
+    """A launch of no rows."""
+
+    __slots__ = ()
+
+    def _bind(self) -> None:
+        self._launch, self._block = lambda stream: True, None
+
 
 class Prepared:
     """A problem made ready in one context: everything is compiled, loaded and planned; a launch is one driver call.
@@ -157,12 +216,9 @@ class Prepared:
         Raises InvalidArgument before anything is launched, DriverError if the driver refuses.
         """
         active = self._active
-        step = active.k
-        if out_stride is not None:
-            step = out_stride
-            if step < active.k and active.rows > 1:
-                allowed = f"at least k = {active.k} elements, so that rows do not overlap"
-                raise InvalidArgument("out_stride", step, allowed)
+        step = active.k if out_stride is None else out_stride
+        if step < active.k and active.rows > 1:
+            _refuse_step(active.k, step)
         if active.rows == 0:
             return
         if (
@@ -173,10 +229,7 @@ class Prepared:
             or (active.needs_logits and not logits)
             or (active.needs_workspace and (not workspace or workspace % WORKSPACE_ALIGNMENT))
         ):
-            _check_address("logits", logits, active.logits_alignment, there=active.needs_logits)
-            _check_address("lengths", lengths, 4, there=False)
-            _check_address("out", out, active.out_alignment)
-            _check_address("workspace", workspace, WORKSPACE_ALIGNMENT)
+            _check_addresses(active, logits, lengths, out, workspace)
         extras = None
         if active.extras or values or row_starts or page_table:
             extras = self._extras(
@@ -188,13 +241,57 @@ class Prepared:
                 rows_per_table,
             )
         if not active(logits, lengths, out, workspace, stream, step, extras):
-            fallback = self._fallback
-            if fallback is None:
-                p = active.plan
-                raise PlanError(p.route, f"the driver refused a cooperative grid of {p.grid} blocks")
-            log.warning("%s", fallback.plan.why)
+            self._fall_back()(logits, lengths, out, workspace, stream, step, extras)
+
+    def bind(
+        self,
+        logits: int,
+        lengths: int,
+        out: int,
+        workspace: int = 0,
+        *,
+        out_stride: int | None = None,
+        values: int = 0,
+        values_stride: int | None = None,
+        row_starts: int = 0,
+        page_table: int = 0,
+        page_table_stride: int | None = None,
+        page_size: int = 1,
+        rows_per_table: int = 1,
+        keep: object = None,
+    ) -> Bound:
+        """`launch` without launching: the arguments are checked and packed now, and each call of what comes back, with
+        a stream's handle, is the driver call and nothing else. For buffers that stay where they are; `keep` is held
+        as long as it is."""
+        active = self._active
+        step = active.k if out_stride is None else out_stride
+        if step < active.k and active.rows > 1:
+            _refuse_step(active.k, step)
+        if active.rows == 0:
+            return _Nothing(self, (), keep)
+        _check_addresses(active, logits, lengths, out, workspace)
+        extras = None
+        if active.extras or values or row_starts or page_table:
+            extras = self._extras(
+                active.plan.options,
+                (values, row_starts, page_table),
+                active.k if values_stride is None else values_stride,
+                page_table_stride or 0,
+                page_size,
+                rows_per_table,
+            )
+        return Bound(self, (logits, lengths, out, workspace, step, extras), keep)
+
+    def _fall_back(self) -> _Launcher:
+        """From now on the launch in which no block waits."""
+        fallback = self._fallback
+        if fallback is None:
+            p = self._active.plan
+            raise PlanError(p.route, f"the driver refused a cooperative grid of {p.grid} blocks")
+        if self._active is not fallback:
+            tell(logging.WARNING, "fallback", "%s", fallback.plan.why)
             self._active = fallback
-            fallback(logits, lengths, out, workspace, stream, step, extras)
+        return fallback
 
     def _extras(
         self,
@@ -224,6 +321,18 @@ class Prepared:
         return (*arrays, values_stride, page_table_stride, page_size, rows_per_table)
 
 
+def _refuse_step(k: int, step: int) -> None:
+    raise InvalidArgument("out_stride", step, f"at least k = {k} elements, so that rows do not overlap")
+
+
+def _check_addresses(active: _Launcher, logits: int, lengths: int, out: int, workspace: int) -> None:
+    _check_address("logits", logits, active.logits_alignment, there=active.needs_logits)
+    _check_address("lengths", lengths, 4, there=False)
+    _check_address("out", out, active.out_alignment)
+    if active.needs_workspace:
+        _check_address("workspace", workspace, WORKSPACE_ALIGNMENT)
+
+
 def _check_address(name: str, address: int, alignment: int, *, there: bool = True) -> None:
     if address % alignment or (there and not address):
         or_null = "" if there else ", or 0"
@@ -234,7 +343,14 @@ class Engine:
     """Everything drvtopk knows about one context. Get it by `current_engine()`; safe under concurrent first use."""
 
     def __init__(
-        self, driver: Driver, device: DeviceInfo, *, context: Any = None, ordinal: int = 0, cache: Cache | None = None
+        self,
+        driver: Driver,
+        device: DeviceInfo,
+        *,
+        context: Any = None,
+        ordinal: int = 0,
+        cache: Cache | None = None,
+        prebuilt: Prebuilt | None = None,
     ) -> None:
         self.driver = driver
         self.device = device
@@ -244,6 +360,7 @@ class Engine:
         """Of the context's device."""
         self.staging = Staging(driver)
         self._cache = Cache(default_folder()) if cache is None else cache
+        self._prebuilt = prebuilt  # or what the process names, at the time
         self._lock = threading.RLock()
         self._loaded: dict[Variant, tuple[Any, KernelInfo]] = {}
         self._limits: dict[Variant, int] = {}
@@ -254,20 +371,38 @@ class Engine:
         with self._lock:
             found = self._loaded.get(variant)
             if found is None:
-                compiled = compile_variant(variant, self.device.arch, cache=self._cache)
-                ours, theirs = nvrtc_version(), self.driver.driver_version()
-                if ours[0] > theirs[0]:
-                    raise CompilerUnavailable(
-                        f"NVRTC {ours[0]}.{ours[1]} is newer than the driver, which runs CUDA {theirs[0]}.{theirs[1]}: "
-                        f"install nvidia-cuda-nvrtc-cu{theirs[0]}, or name its library in DRVTOPK_NVRTC"
-                    )
+                cubin, info = self._cubin(variant)
                 with self.driver.relaxed_capture():
-                    function = self.driver.load_function(compiled.cubin, variant.entry)
+                    function = self.driver.load_function(cubin, variant.entry)
                     if variant.cluster > PORTABLE_CLUSTER:
                         self.driver.allow_large_clusters(function, str(variant))
-                log.info("loaded %s for %s: %s", variant, self.device.arch, compiled.info)
-                found = self._loaded[variant] = function, compiled.info
+                tell(logging.INFO, "load", "loaded %s for %s: %s", variant, self.device.arch, info)
+                found = self._loaded[variant] = function, info
             return found
+
+    def _cubin(self, variant: Variant) -> tuple[bytes, KernelInfo]:
+        """From the prebuilt folders, else from the compiler; of what the driver can read, or CompilerUnavailable."""
+        prebuilt = self._prebuilt or current()
+        found = prebuilt.find(variant, self.device.arch)
+        theirs = self.driver.driver_version()
+        if found is not None:
+            made, cubin, info = found.nvrtc, found.cubin, found.info
+            what, remedy = f"{found.path}, of NVRTC", f"export it with an NVRTC {theirs[0]}"
+        else:
+            try:
+                compiled = compile_variant(variant, self.device.arch, cache=self._cache)
+                made = nvrtc_version()
+            except CompilerUnavailable as error:
+                raise prebuilt.unavailable(variant, self.device.arch, error) from error
+            cubin, info = compiled.cubin, compiled.info
+            what = "NVRTC"
+            remedy = f"install nvidia-cuda-nvrtc-cu{theirs[0]}, or name its library in DRVTOPK_NVRTC"
+        if made[0] > theirs[0]:
+            cuda = f"CUDA {theirs[0]}.{theirs[1]}"
+            raise CompilerUnavailable(
+                f"{what} {made[0]}.{made[1]} is newer than the driver, which runs {cuda}: {remedy}"
+            )
+        return cubin, info
 
     def _raise_limit(self, variant: Variant, smem_bytes: int) -> Any:
         """The function, allowed to take this much shared memory. The limit only ever rises: plans share a function."""
@@ -339,14 +474,18 @@ class Engine:
         plan: Plan | None = None,
     ) -> Prepared:
         """Compiles, loads and plans; what comes back only launches. `plan` replaces the planner's own (for tests)."""
-        made = plan or self.plan(problem, route=route, chunk=chunk, group=group, tuning=tuning, assume=assume)
-        fallback = None
-        if made.cooperative:
-            device, occupancy, _ = self._limits_of(assume)
-            refused = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
-            fallback = self._launcher(after_refusal(made, problem, device, occupancy, refused))
-        log.info("%s", made.why)
-        return Prepared(problem, self._launcher(made), fallback)
+        with preparing():
+            made = plan or self.plan(problem, route=route, chunk=chunk, group=group, tuning=tuning, assume=assume)
+            fallback = None
+            if made.cooperative:
+                device, occupancy, _ = self._limits_of(assume)
+                refused = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
+                fallback = self._launcher(after_refusal(made, problem, device, occupancy, refused))
+            first = self._launcher(made)
+        unwanted = made.rejected is not None and problem.waits == "allowed"
+        level, event = (logging.WARNING, "fallback") if unwanted else (logging.INFO, "plan")
+        tell(level, event, "%s rows of %s, k %s: %s", problem.rows, problem.width, problem.k, made.why)
+        return Prepared(problem, first, fallback)
 
     def remembered(self, problem: Problem, route: str) -> Prepared | None:
         """What `prepare_once` made for this problem, if it is still kept."""

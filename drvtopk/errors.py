@@ -86,4 +86,4 @@ class DriverError(TopKError):
 
 
 class CacheWarning(UserWarning):
-    """The cache folder cannot be written; compiled kernels live in memory only."""
+    """The cache folder cannot be written, so kernels live in memory only; or exported ones are passed over."""

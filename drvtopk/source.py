@@ -1,7 +1,8 @@
-"""cuda_src/ as {name: bytes}, from a wheel (inside the package) or from a checkout (beside it)."""
+"""cuda_src/ as bytes, from a wheel (inside the package) or from a checkout (beside it)."""
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -21,3 +22,21 @@ def kernel_sources() -> dict[str, bytes]:
     raise CompilerUnavailable(
         f"the kernel sources are missing from {' and '.join(map(str, _PLACES))}: reinstall drvtopk"
     )
+
+
+def host_header() -> bytes:
+    """drvtopk.h, by which a C host plans and launches. Raises CompilerUnavailable if it is missing."""
+    for folder in _PLACES:
+        if (folder / "drvtopk.h").is_file():
+            return (folder / "drvtopk.h").read_bytes()
+    raise CompilerUnavailable(f"drvtopk.h is missing from {' and '.join(map(str, _PLACES))}: reinstall drvtopk")
+
+
+@cache
+def sources_digest() -> str:
+    """SHA-256 over the names and texts of all kernel sources, hexadecimal. Raises CompilerUnavailable as above."""
+    digest = hashlib.sha256()
+    for name, text in kernel_sources().items():
+        for field in (name.encode(), text):
+            digest.update(len(field).to_bytes(8, "little") + field)
+    return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -35,6 +36,40 @@ SCRATCH_BYTES = 512
 # Words of one published histogram in a group's state: the bins, then two output counters and padding.
 ROUND_WORDS = BINS + 32
 ROUNDS = 3  # histograms in rotation: one being read, one being filled, one being cleared
+
+
+# What a launch is told: (name, type in C) of each field of `Params` in cuda_src/params.cuh, in order.
+PARAMS = (
+    ("logits", "const Logit*"),
+    ("lengths", "const int*"),
+    ("out", "Index*"),
+    ("workspace", "void*"),
+    ("logits_stride", "i64"),
+    ("out_stride", "i64"),
+    ("rows", "u32"),
+    ("width", "u32"),
+    ("group", "u32"),
+    ("groups", "u32"),
+    ("chunk", "u32"),
+    ("candidates", "u32"),
+    ("cooperative", "u32"),
+    ("reserved", "u32"),
+)
+VARYING = 6  # of them each launch fills in anew
+EXTRAS = (  # behind them, in variants whose options need more arrays
+    ("values", "Logit*"),
+    ("row_starts", "const int*"),
+    ("page_table", "const int*"),
+    ("values_stride", "i64"),
+    ("page_table_stride", "i64"),
+    ("page_size", "u32"),
+    ("rows_per_table", "u32"),
+)
+
+
+def packed(fields: Sequence[tuple[str, str]]) -> struct.Struct:
+    """What packs these fields one behind the other. Wider ones come first in each half, so C leaves no gaps either."""
+    return struct.Struct("<" + "".join({"i64": "q", "u32": "I"}.get(kind, "Q") for _, kind in fields))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +372,46 @@ def min_blocks(arch: str, threads: int = THREADS) -> int:
     A100 and the Hopper and Blackwell data-centre parts hold 2048 threads an SM, the others 1536.
     """
     return (2048 if arch.rstrip(_SUFFIXES) in ("sm_80", "sm_90", "sm_100", "sm_103") else 1536) // threads
+
+
+def instantiations(
+    arch: str,
+    ks: Iterable[int] = TOP_KS,
+    vec_sizes: Sequence[int] = (),
+    routes: Sequence[str] = (),
+    options: Options = PLAIN,
+    *,
+    groups: Sequence[int] = (),
+    pdl: bool = False,
+) -> list[Variant]:
+    """Every combination that plans may ask for on `arch`, in reading order, of what is named, or else of all there is.
+
+    Raises InvalidArgument for what the architecture does not have.
+    """
+    loads, largest = vec_sizes or options.vec_sizes, max_cluster(arch)
+    if "clustered" in routes and largest == 1:
+        raise InvalidArgument("route", "clustered", f"persistent or filtered: {arch} has no clusters for it")
+    if pdl and not has_pdl(arch):
+        raise InvalidArgument("pdl", "asked for", f"from sm_90 on; {arch} has no programmatic dependent launch")
+    found = []
+    for route in routes or ROUTES:
+        sizes = [n for n in groups or CLUSTERS if n <= largest] if route == "clustered" else [1]
+        found += [
+            Variant(
+                route=route,
+                k=k,
+                vec_size=load,
+                options=options,
+                residency=residency,
+                cluster=size,
+                pdl=pdl and route != "persistent",
+            )
+            for size in sizes
+            for residency in ((2,) if route == "persistent" else (1, 2))
+            for k in ks
+            for load in loads
+        ]
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

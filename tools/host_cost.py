@@ -1,4 +1,4 @@
-"""What a prepared call costs the host: `Prepared.launch` beside the bare driver call that it makes, and torch.topk."""
+"""What a prepared call costs the host: `Prepared.launch` and a bound one, beside their driver call, and torch.topk."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ def _host_cost(engine: Engine, cell: Cell, route: str, pdl: bool) -> dict[str, A
         stack.callback(driver.stream_destroy, stream)
         driver.memset(logits, 0, sizes[0])
         driver.synchronize()
+        bound = prepared.bind(logits, 0, out, workspace)
         recorder.launches.clear()
         again.launch(logits, 0, out, workspace, stream)
         driver.stream_synchronize(stream)
@@ -96,6 +97,7 @@ def _host_cost(engine: Engine, cell: Cell, route: str, pdl: bool) -> dict[str, A
         bare = getattr(driver.api, call)
         calls: dict[str, Callable[[], object]] = {
             "us": lambda: prepared.launch(logits, 0, out, workspace, stream),
+            "bound_us": lambda: bound(stream),
             "bare_us": lambda: bare(*args),
         }
         torch_call, version = _torch_call(cell)

@@ -177,18 +177,22 @@ def host_table(measured: Lines) -> str:
         return ""
     libraries = [line for line in costs if "torch_us" in line]
     beside = f" | torch {libraries[0]['torch']} topk" if libraries else ""
+    bound = " | bound" if any("bound_us" in line for line in costs) else ""
     found = [
         "",
         "What a prepared call costs the host, microseconds:",
         "",
-        f"| | prepared call | the driver call in it{beside} |",
-        "|---|---:|---:|" + "---:|" * bool(libraries),
+        f"| | prepared call{bound} | the driver call in it{beside} |",
+        "|---|---:|---:|" + "---:|" * (bool(bound) + bool(libraries)),
     ]
     for line in costs:
         pdl = ", programmatic dependent launch" if line["pdl"] else ""
         what = f"{line['rows']} x {line['len']:,}, {lines.spelled(line)}{pdl}"
         beside = f" {line['torch_us']:.2f} |" if "torch_us" in line else " |" * bool(libraries)
-        found.append(f"| {what} | {line['us']:.2f} | {line['bare_us']:.2f} |{beside}")
+        if bound:
+            what += f" | {line['us']:.2f}"
+        us = line.get("bound_us", math.nan) if bound else line["us"]
+        found.append(f"| {what} | {us:.2f} | {line['bare_us']:.2f} |{beside}")
     return "\n".join(found)
 
 

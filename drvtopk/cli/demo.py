@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from drvtopk.api import devices, prepare, primary_context
 from drvtopk.cache import Cache, default_folder
-from drvtopk.cli.compiling import compile_all, instantiations
 from drvtopk.cli.indexer import HEAD_DIM, HEADS, indexer_logits
 from drvtopk.cli.output import add_json, print_json, print_table, whole
 from drvtopk.cli.planning import calculator
 from drvtopk.cli.selecting import NOT_ON_A_DEVICE
+from drvtopk.compiler import compile_variants
 from drvtopk.plan import Plan, Problem, plan
 from drvtopk.reference import faults, topk_reference
-from drvtopk.spec import KNOWN_DEVICES, MAX_K, PLAIN
+from drvtopk.spec import KNOWN_DEVICES, MAX_K, PLAIN, instantiations
 
 ROWS, WIDTH, SEED = 16, 131072, 20250929
 LAUNCHES, RUNS = 20, 5
@@ -128,7 +128,7 @@ def _without_a_device(
     device = KNOWN_DEVICES["h200"]
     kernels = instantiations(device.arch, (problem.k,), routes=("persistent", "filtered"))
     kernels += instantiations(device.arch, (problem.k,), PLAIN.vec_sizes[-1:], ("clustered",))
-    compiled = compile_all(kernels, device.arch, Cache(default_folder()))
+    compiled = compile_variants(kernels, device.arch, cache=Cache(default_folder()), label=f"compile {device.arch}")
     made = plan(problem, device, calculator(device))
     started = time.perf_counter()
     indices = topk_reference(logits, problem.k, lengths)

@@ -15,7 +15,8 @@ from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.output import add_json, print_json, print_pairs
 from drvtopk.compiler import NVRTC_VARIABLE, check_arch, nvrtc_path, nvrtc_version, supported_archs
 from drvtopk.driver import load
-from drvtopk.errors import InvalidArgument, TopKError
+from drvtopk.errors import CompilerUnavailable, InvalidArgument, TopKError
+from drvtopk.prebuilt import current
 from drvtopk.source import kernel_sources
 from drvtopk.spec import DeviceInfo
 
@@ -59,10 +60,17 @@ def examine() -> dict[str, Any]:
 
     cache = Cache(default_folder())
     ask(kernel_sources)
-    nvrtc = ask(nvrtc_version)
+    holdings = current().holdings()
     driver = ask(load)
     devices = ask(driver.devices) if driver is not None else None
     version = ask(driver.driver_version) if driver is not None else None
+    prebuilt = {kernel.arch for holding in holdings for kernel in holding.usable}
+    try:
+        nvrtc, without = nvrtc_version(), None
+    except CompilerUnavailable as error:
+        nvrtc, without = None, str(error)
+        if not prebuilt.intersection(d.arch for d in devices or []):  # else what is prebuilt runs all the same
+            missing.insert(0, without)
     if nvrtc and version and nvrtc[0] > version[0]:
         missing.append(
             f"NVRTC {_dotted(nvrtc)} is newer than the driver, which runs CUDA {_dotted(version)}: install "
@@ -87,6 +95,17 @@ def examine() -> dict[str, Any]:
         "devices": [
             {**dataclasses.asdict(d), "max_cluster": d.max_cluster, "has_pdl": d.has_pdl} for d in devices or []
         ],
+        "only_prebuilt": without if without not in missing else None,
+        "cubins": [
+            {
+                "folder": str(holding.folder),
+                "kernels": holding.kernels,
+                "usable": len(holding.usable),
+                "archs": sorted({kernel.arch for kernel in holding.usable}),
+                "fault": holding.fault,
+            }
+            for holding in holdings
+        ],
         "cache": None if cache.folder is None else str(cache.folder),
         "cache_writable": cache.writable(),
         "missing": missing,
@@ -96,6 +115,12 @@ def examine() -> dict[str, Any]:
 def _in_words(device: dict[str, Any]) -> str:
     clusters = f", clusters of up to {device['max_cluster']}" if device["max_cluster"] > 1 else ""
     return f"{device['name']} ({device['arch']}, {device['sms']} SMs{clusters})"
+
+
+def _folder_in_words(found: dict[str, Any]) -> str:
+    archs = f" for {', '.join(found['archs'])}" if found["archs"] else ""
+    fault = f" ({found['fault']})" if found["fault"] else ""
+    return f"{found['folder']}: {found['usable']} of {found['kernels']} kernels usable{archs}{fault}"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -108,6 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
         shown["devices"] = ", ".join(map(_in_words, found["devices"])) or "none"
         kept = "" if shown.pop("cache_writable") else " (kernels stay in memory only)"
         shown["cache"] = f"{found['cache'] or 'no folder'}{kept}"
+        shown["only_prebuilt"] = found["only_prebuilt"] and f"yes: {found['only_prebuilt']}"
+        shown["cubins"] = "; ".join(map(_folder_in_words, found["cubins"])) or None
         shown["missing"] = "; ".join(found["missing"]) or "nothing"
         print_pairs((name, "-" if value is None else value) for name, value in shown.items())
     return 1 if found["missing"] else 0

@@ -9,6 +9,8 @@ from pathlib import Path
 from drvtopk.cli.output import whole
 from drvtopk.spec import DTYPES, INDEX_DTYPES, NANS, ORDERS, PLAIN, TIE_BREAKS, Options
 
+EVERY_VEC_SIZE = Options(dtype="bfloat16").vec_sizes
+
 
 def add_options(parser: argparse.ArgumentParser, *, files: bool) -> None:
     """`files`: arrays are named by their files; otherwise it is only said that there will be some."""

@@ -1,14 +1,12 @@
-"""What commands print: one JSON document, or lines and tables for a person; and progress, on stderr."""
+"""What commands print: one JSON document, or lines and tables for a person; notes go to stderr."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, TextIO, TypeVar
-
-T = TypeVar("T")
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -49,27 +47,6 @@ def one_line_warning(
 ) -> None:
     """A `warnings.showwarning` for a person: no file name, no source line."""
     note(f"drvtopk: warning: {' '.join(str(message).split())}")
-
-
-def progress(items: Sequence[T], label: str) -> Iterator[T]:
-    """The items, with a bar (tqdm, if it is there) or a counter when a terminal watches."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield from _counted(items, label)
-    else:
-        yield from tqdm(items, desc=label, file=sys.stderr, leave=False)
-
-
-def _counted(items: Iterable[T], label: str) -> Iterator[T]:
-    total = len(items) if isinstance(items, Sized) else "?"
-    for done, item in enumerate(items):
-        print(f"\r{label}: {done}/{total}", end="", file=sys.stderr, flush=True)
-        yield item
-    print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

@@ -13,7 +13,8 @@ from drvtopk.cli.options import add_options, in_words, options_of
 from drvtopk.cli.output import add_json, print_json, print_pairs, whole
 from drvtopk.compiler import compile_variant
 from drvtopk.engine import current_engine
-from drvtopk.errors import DriverUnavailable, InvalidArgument
+from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument
+from drvtopk.explain import explain
 from drvtopk.plan import (
     MAX_STRIDE,
     Clusters,
@@ -24,6 +25,8 @@ from drvtopk.plan import (
     calculated_occupancy,
     plan,
 )
+from drvtopk.prebuilt import current
+from drvtopk.progress import preparing
 from drvtopk.spec import (
     CLUSTERS,
     KNOWN_DEVICES,
@@ -98,10 +101,17 @@ class Asked:
 
 def calculator(device: DeviceInfo) -> Asked:
     """The occupancy of a device that need not be here: compiles what it is asked about, and calculates."""
-    cache = Cache(default_folder())
+    cache, prebuilt = Cache(default_folder()), current()
 
     def info(variant: Variant) -> KernelInfo:
-        return compile_variant(variant, device.arch, cache=cache).info
+        found = prebuilt.find(variant, device.arch)
+        if found is not None:
+            return found.info
+        try:
+            with preparing():
+                return compile_variant(variant, device.arch, cache=cache).info
+        except CompilerUnavailable as error:
+            raise prebuilt.unavailable(variant, device.arch, error) from error
 
     return Asked(
         lambda variant, smem_bytes: calculated_occupancy(info(variant), device, smem_bytes, variant.threads), info
@@ -199,7 +209,7 @@ def _report(
             }
         )
     else:
-        print(made.why)
+        print(explain(made, problem=problem), end="\n\n")
         print_pairs(_for_a_person(made, source))
     return 0
 

@@ -257,6 +257,33 @@ def test_streams_of_the_bindings() -> None:
     assert stream_handle(driver.CUstream(0x1240)) == 0x1240
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bound_arrays_are_kept_and_launched_by_one_call(api: EmulatedDriver, x: Any, kind: type[Memory]) -> None:
+    values, starts = made(kind, np.zeros((ROWS, K), np.float32)), made(kind, np.array([0, 7, 0], np.int32))
+    logits, out, lengths = made(kind, x), made(kind, np.zeros((ROWS, K), np.int32)), np.array([WIDTH, 100, 0], np.int32)
+    call = drvtopk.prepare(rows=ROWS, width=WIDTH, k=K, values=True, row_starts=True)
+    bound = call.bind(logits, made(kind, lengths), out=out, values=values, row_starts=starts)
+    references = sys.getrefcount(logits)
+    api.calls.clear()
+    for stream in (0, 9):
+        bound(stream)
+    assert api.names == ["cuLaunchKernel"] * 2 and streams_launched_on(api) == [0, 9]
+    options = drvtopk.Options(values=True, row_starts=True)
+    found = out.fetched(), values.fetched()
+    assert faults(x, K, lengths, found[0], values=found[1], options=options, row_starts=starts.content) == []
+    del bound
+    gc.collect()
+    dlpack.drop_abandoned()
+    assert sys.getrefcount(logits) < references
+    refused("out", "dtype float32", lambda: call.bind(logits, out=values, values=values, row_starts=starts))
+    refused("values", "an array, as prepared", lambda: call.bind(logits, out=out, row_starts=starts))
+    assert (
+        drvtopk.prepare(rows=0, width=9, k=2).bind(made(kind, x[:0, :9]), out=made(kind, x[:0, :2].astype("i4")))(5)
+        is None
+    )
+    assert api.names.count("cuLaunchKernel") == 2
+
+
 # Refusals
 
 

@@ -247,7 +247,7 @@ def test_plan_is_a_calculator(capsys: pytest.CaptureFixture[str]) -> None:
     hinted = document(capsys, *common[:7], "--stride", "100000", "--max-seq-len", "8000")
     assert not hinted["cooperative"] and hinted["group"] == 1
     assert main([*common, "--stride", "400000"]) == 0
-    assert capsys.readouterr().out.startswith("persistent: 48 blocks of 8472 elements share a row")
+    assert "\nWhy: persistent: 48 blocks of 8472 elements share a row" in capsys.readouterr().out
 
 
 def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +284,16 @@ BAD = [
     ["compile", "--arch", "sm_80", "--route", "clustered"],
     ["compile", "--arch", "sm_90a", "--route", "clustered", "--group", "3"],
     ["compile", "--arch", "sm_80", "--pdl"],
+    ["export", "--arch", "sm_90a"],
+    ["export", "--out", "folder"],
+    ["export", "--arch", "sm_12", "--out", "folder"],
+    ["export", "--arch", "hopper", "--out", "folder"],
+    ["export", "--arch", "sm_90a", "--out", "good.npy"],
+    ["export", "--arch", "sm_90a", "--k", "0", "--out", "folder"],
+    ["export", "--arch", "sm_80", "--pdl", "--out", "folder"],
+    ["export", "--arch", "sm_80", "--route", "clustered", "--out", "folder"],
+    ["export", "--arch", "sm_80", "--arch", "sm_90a", "--route", "clustered", "--out", "folder"],
+    ["export", "--arch", "sm_90a", "--vec-size", "8", "--out", "folder"],
     [*PLAN, "--stride", "9999999", "--route", "persistent"],
     [*PLAN, "--occupancy", "0"],
     [*PLAN, "--occupancy", "65"],
@@ -369,13 +379,19 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
 
 
 def test_a_failure_that_is_not_the_callers_is_one_line_and_exit_code_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise CompileError("persistent<512,1>", ("-std=c++17",), "line 1\nline 2")
 
-    monkeypatch.setattr("drvtopk.cli.compiling.compile_variant", refuse)
-    for argv in (["compile", "--arch", "sm_90a"], ["compile", "--arch", "sm_90a", "--json"]):
+    monkeypatch.setattr("drvtopk.compiler.compile_variant", refuse)
+    export = ["export", "--arch", "sm_90a", "--out", str(tmp_path)]
+    for argv in (
+        ["compile", "--arch", "sm_90a"],
+        ["compile", "--arch", "sm_90a", "--json"],
+        export,
+        [*export, "--json"],
+    ):
         assert main(argv) == 1
         shown = capsys.readouterr()
         assert shown.out == "" and shown.err.count("\n") == 1 and "line 1 line 2" in shown.err

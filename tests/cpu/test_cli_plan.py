@@ -38,7 +38,7 @@ def up(value: int, to: int) -> int:
 
 
 def redo(d: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a plan, from its inputs in the document and the rules of drvtopk/README.md."""
+    """The figures of a plan, from its inputs in the document and the rules of drvtopk/PLANS.md."""
     device, tuning, asked = d["device_info"], d["tuning"], d["asked"]
     sms = device["sms"] if asked["sm_budget"] is None else min(device["sms"], asked["sm_budget"])
     persistent, clustered = d["route"] == "persistent", d["route"] == "clustered"
@@ -211,7 +211,10 @@ def test_a_width_that_no_index_reaches_is_refused(capsys: pytest.CaptureFixture[
 def test_a_person_sees_the_reason_first_and_what_was_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*GIVEN, "--stride", "9000000", "--chunk", "25000"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("fallback: one row needs ")
-    assert lines[-1].startswith("rejected") and "resident_cap 264" in lines[-1]
+    first = lines.index("")
+    assert lines[0] == "4 rows of 9,000,000 float32 values, k 1,024, on h200 (132 SMs): filtered."
+    assert lines[1].startswith("Why: fallback: one row needs ") and lines[-1].startswith("rejected")
+    assert any(line.startswith("Rejected: persistent, 360 blocks of 25,000 values a row") for line in lines[:first])
+    assert "resident_cap 264" in lines[-1]
     assert any(line.split() == ["occupancy", "from", "given"] for line in lines)
-    assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines[1:]}) == 1, "one column of values"
+    assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines[first + 1 :]}) == 1, "one column"

@@ -227,6 +227,10 @@ def test_host_costs_stand_beside_the_bare_call() -> None:
     shown = results_table.host_table([{**cost, "torch_us": 9.0, "torch": "9.9"}, cost]).splitlines()
     assert "torch 9.9 topk" in shown[3] and shown[-2].endswith("| 9.00 |") and shown[-1].endswith("| 1.25 | |")
     assert {line.count("|") for line in shown[3:]} == {5}
+    shown = results_table.host_table([{**cost, "bound_us": 1.5, "torch_us": 9.0, "torch": "9.9"}]).splitlines()
+    assert shown[3].startswith("| | prepared call | bound | the driver call in it |")
+    assert shown[-1] == "| 8 x 131,072, clustered:8 | 2.50 | 1.50 | 1.25 | 9.00 |"
+    assert {line.count("|") for line in shown[3:]} == {6}
     assert results_table.host_table([cell()]) == ""
 
 

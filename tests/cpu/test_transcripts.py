@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -102,6 +103,75 @@ def test_a_prepared_call_is_one_driver_call(fake: FakeDriver, problem: Problem, 
     assert fake.names == [call] * 3
     for _, args in fake.calls:
         assert args[8] == 5 and args[1:7] == (prepared.plan.grid, 1, 1, prepared.plan.variant.threads, 1, 1)
+
+
+@pytest.mark.parametrize("route", ["persistent", "filtered", "clustered"])
+@pytest.mark.parametrize("pdl", [False, True])
+def test_a_bound_call_is_the_same_driver_call_and_no_more(fake: FakeDriver, route: str, pdl: bool) -> None:
+    """The same arguments, parameter block included, but for the place where that lies."""
+    prepared = make(fake).prepare(dataclasses.replace(LONG, pdl=pdl), route=route)
+    seen: list[Any] = []
+
+    def launch(*args: Any) -> tuple[int]:
+        pointers = args[9] if len(args) > 4 else args[2]
+        block = ctypes.c_uint64.from_address(pointers).value
+        config = (args[0].gridDimX, args[0].sharedMemBytes, args[0].hStream) if len(args) == 4 else args[:9]
+        seen.append((config, ctypes.string_at(block, PARAMS_BYTES)))
+        return (0,)
+
+    for name in LAUNCHES:
+        fake.replace[name] = launch
+    bound = prepared.bind(*ADDRESSES, out_stride=2000)
+    other = prepared.bind(16 << 20, *ADDRESSES[1:])  # neither changes what the other launches, nor does a launch
+    prepared.launch(*ADDRESSES, 5, out_stride=2000)
+    fake.calls.clear()
+    prepared.launch(32 << 20, *ADDRESSES[1:])
+    bound(5)
+    other(5)
+    bound(7)
+    assert len(fake.calls) == 4 and len(set(fake.names)) == 1
+    first, _, same, different, elsewhere = seen
+    assert same == first and different != first and elsewhere[1] == first[1] and elsewhere[0] != first[0]
+    fake.replace.clear()
+    fake.fail = dict.fromkeys(LAUNCHES, 700)
+    with pytest.raises(DriverError, match=f"cuLaunch.* returned 700.*grid {prepared.plan.grid}"):
+        bound(5)
+
+
+def test_a_bound_cooperative_call_that_is_refused_falls_back(fake: FakeDriver) -> None:
+    prepared = make(fake).prepare(LONG, route="auto", chunk=8192)
+    bound, later = prepared.bind(*ADDRESSES), prepared.bind(*ADDRESSES)
+    fake.fail["cuLaunchCooperativeKernel"] = 720
+    fake.calls.clear()
+    bound(5)
+    bound(6)
+    assert fake.names == ["cuLaunchCooperativeKernel", "cuLaunchKernel", "cuLaunchKernel"]
+    assert [args[8] for name, args in fake.calls if name == "cuLaunchKernel"] == [5, 6]
+    assert prepared.plan.route == "filtered" and prepared.plan.why.startswith("fallback: ")
+    later(7)
+    prepared.launch(*ADDRESSES, 8)
+    assert fake.names[3:] == ["cuLaunchCooperativeKernel", "cuLaunchKernel", "cuLaunchKernel"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "how"),
+    [
+        ("logits", {"logits": 8}),
+        ("out", {"out": 0}),
+        ("lengths", {"lengths": 2}),
+        ("workspace", {"workspace": 0}),
+        ("workspace", {"workspace": 64}),
+        ("out_stride", {"out_stride": 5}),
+        ("values", {"values": 64}),
+    ],
+)
+def test_what_cannot_be_launched_cannot_be_bound(fake: FakeDriver, argument: str, how: dict[str, int]) -> None:
+    prepared = make(fake).prepare(LONG, route="persistent")
+    names = ("logits", "lengths", "out", "workspace")
+    with pytest.raises(InvalidArgument) as caught:
+        prepared.bind(**{**dict(zip(names, ADDRESSES, strict=True)), **how})
+    assert caught.value.argument == argument
+    assert not set(fake.names) & set(LAUNCHES)
 
 
 @pytest.mark.parametrize("group", CLUSTERS)

@@ -1,0 +1,222 @@
+"""Kernels compiled here, written to a folder for processes without a compiler: cubins, manifest, C headers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import drvtopk
+from drvtopk import manifest, rules, spec
+from drvtopk.cache import Cache
+from drvtopk.compiler import Compiled, check_arch, compile_variants, definitions, nvrtc_version
+from drvtopk.errors import InvalidArgument
+from drvtopk.manifest import ExportedKernel, Key, Manifest, Unreadable
+from drvtopk.source import host_header, sources_digest
+from drvtopk.spec import Variant
+
+__all__ = ["Export", "ExportedKernel", "cubin_name", "export_kernels"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What a folder holds after an export."""
+
+    folder: Path
+    sources: str
+    """Digest of the kernel sources."""
+    nvrtc: tuple[int, int]
+    kernels: tuple[ExportedKernel, ...]
+    """All of them, those of exports before included."""
+    added: tuple[ExportedKernel, ...]
+    """Those that this export brought."""
+
+
+def cubin_name(variant: Variant, arch: str) -> str:
+    """'clustered_k1024_v4_x8_alone_sm_90a.cubin': what tells it from the others of one tuning."""
+    v = variant
+    cluster = f"_x{v.cluster}" if v.cluster > 1 else ""
+    alone, pdl = "_alone" * (v.residency == 1), "_pdl" * v.pdl
+    return f"{v.route}{v.options.suffix}_k{v.k}_v{v.vec_size}{cluster}{alone}{pdl}_{arch}.cubin"
+
+
+def export_kernels(
+    folder: Path | str, wanted: Mapping[str, Sequence[Variant]], *, cache: Cache | None = None
+) -> Export:
+    """Compiles `wanted` ({'sm_90a': [...]}) and writes it to `folder`, beside what exports before wrote there.
+
+    Writes a cubin for each kernel, drvtopk.h and drvtopk_kernels.h for hosts in C, and last manifest.json, each under a
+    temporary name first, so that a reader sees the folder as it was or as it will be. What is there already, whole, is
+    not compiled again.
+
+    Raises InvalidArgument for a folder that cannot be made, that holds an export of other kernel sources or of another
+    NVRTC, for different tunings (a host plans by one), for an architecture that this NVRTC does not know, and without
+    kernels; CompilerUnavailable; CompileError.
+    """
+    folder = Path(folder).absolute()
+    keys: list[Key] = [(check_arch(arch), variant) for arch, variants in wanted.items() for variant in variants]
+    keys = list(dict.fromkeys(keys))
+    if not keys:
+        raise InvalidArgument("wanted", "nothing", "at least one kernel")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument("folder", str(folder), f"a folder that can be made ({error})") from error
+    before = _before(folder, keys)
+    compiled: dict[Key, Compiled] = {}
+    for arch in wanted:
+        missing = [variant for one, variant in keys if one == arch and not _is_whole(folder, before, (arch, variant))]
+        made = compile_variants(missing, arch, cache=cache, label=f"export {arch}")
+        compiled |= {(arch, variant): one for variant, one in zip(missing, made, strict=True)}
+    added = {key: _exported(key, one) for key, one in compiled.items()}
+    with _alone(folder):
+        before = _before(folder, keys)  # another export may have come in between
+        kernels = {**(before.kernels if before is not None else {}), **added}
+        for key, one in compiled.items():
+            _write(folder / added[key].file, one.cubin)
+        _write_index(folder, tuple(kernels.values()))
+    return Export(
+        folder=folder,
+        sources=sources_digest(),
+        nvrtc=nvrtc_version(),
+        kernels=tuple(kernels.values()),
+        added=tuple(added.values()),
+    )
+
+
+def _before(folder: Path, keys: Sequence[Key]) -> Manifest | None:
+    """What the folder holds, if the wanted kernels may join it; InvalidArgument if they may not."""
+    found = None
+    try:
+        found = manifest.read(folder)
+    except FileNotFoundError:
+        pass
+    except Unreadable as error:
+        raise InvalidArgument("folder", str(folder), f"an empty folder, or one with an export ({error})") from error
+    if found is not None and found.sources != sources_digest():
+        there, ours = f"drvtopk {found.drvtopk}, {found.sources}", f"drvtopk {drvtopk.__version__}, {sources_digest()}"
+        raise InvalidArgument(
+            "folder", str(folder), f"an export of the same kernel sources ({ours}); this one is of others ({there})"
+        )
+    if found is not None and found.nvrtc != nvrtc_version():
+        there, ours = (".".join(map(str, version)) for version in (found.nvrtc, nvrtc_version()))
+        raise InvalidArgument("folder", str(folder), f"an export by the same NVRTC ({ours}); this one is by {there}")
+    if found is not None and any(found.definitions[key] != definitions(key[1], key[0]) for key in found.kernels):
+        raise InvalidArgument(
+            "folder",
+            str(folder),
+            f"an export by the same drvtopk ({drvtopk.__version__}); in this one, by "
+            f"{found.drvtopk}, kernels were compiled with other numbers",
+        )
+    tunings = {variant.tuning for _, variant in [*keys, *(found.kernels if found is not None else ())]}
+    if len(tunings) > 1:
+        raise InvalidArgument("tuning", f"{len(tunings)} different ones", "one for all kernels of a folder")
+    return found
+
+
+def _is_whole(folder: Path, before: Manifest | None, key: Key) -> bool:
+    """Whether the folder has this kernel already."""
+    kernel = before.kernels.get(key) if before is not None else None
+    if kernel is None:
+        return False
+    try:
+        return hashlib.sha256((folder / kernel.file).read_bytes()).hexdigest() == kernel.sha256
+    except OSError:
+        return False
+
+
+def _exported(key: Key, compiled: Compiled) -> ExportedKernel:
+    arch, variant = key
+    return ExportedKernel(
+        variant=variant,
+        arch=arch,
+        file=cubin_name(variant, arch),
+        info=compiled.info,
+        sha256=hashlib.sha256(compiled.cubin).hexdigest(),
+    )
+
+
+def _write_index(folder: Path, kernels: tuple[ExportedKernel, ...]) -> None:
+    from drvtopk.c_header import kernels_header  # it knows what is exported, by name
+
+    _write(folder / "drvtopk.h", host_header())
+    _write(folder / "drvtopk_kernels.h", kernels_header(kernels).encode())
+    _write(folder / manifest.MANIFEST, json.dumps(_document(kernels), indent=1).encode() + b"\n")
+
+
+def _document(kernels: tuple[ExportedKernel, ...]) -> dict[str, Any]:
+    archs = list(dict.fromkeys(kernel.arch for kernel in kernels))
+    return {
+        "format": manifest.FORMAT,
+        "drvtopk": drvtopk.__version__,
+        "sources": sources_digest(),
+        "nvrtc": list(nvrtc_version()),
+        "kernels": [_record(kernel) for kernel in kernels],
+        "parameters": rules.parameters(),
+        "launch": dict(rules.LAUNCH),
+        "planner": rules.planner(kernels[0].variant.tuning, archs),
+    }
+
+
+def _record(kernel: ExportedKernel) -> dict[str, Any]:
+    variant = kernel.variant
+    info = {name: value for name, value in dataclasses.asdict(kernel.info).items() if name != "seconds"}
+    extended = (*spec.PARAMS, *spec.EXTRAS) if variant.options.extras else spec.PARAMS
+    return {
+        "name": str(variant),
+        "arch": kernel.arch,
+        "file": kernel.file,
+        "sha256": kernel.sha256,
+        "entry": variant.entry,
+        "variant": dataclasses.asdict(variant),
+        "threads": variant.threads,
+        "vec_sizes": list(variant.options.vec_sizes),
+        "item_bytes": variant.options.item_bytes,
+        "index_bytes": spec.INDEX_DTYPES[variant.options.index_dtype],
+        "parameter_bytes": spec.packed(extended).size,
+        "fixed_smem_bytes": variant.fixed_smem_bytes,
+        "candidate_bytes": variant.candidate_bytes,
+        "members": variant.k if variant.options.order != "none" else 0,
+        **info,
+        "definitions": definitions(variant, kernel.arch),
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all: to a temporary file in the same folder, then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # others deploy it
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two exports into one folder take turns, where the system can tell."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""drvtopk in a host without Python: a program in C, and a driver that stands in for libcuda."""
