@@ -27,8 +27,9 @@ __device__ __forceinline__ void for_each_held(u32 last, const Loaded<Vec> (&held
 // Returns whether the row is done. K < n.
 template <int K, int Vec>
 __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
-  constexpr u32 kWords = sizeof(Loaded<Vec>) / 4,
-                kPacks = kHeldWords / kWords < 32 / Vec ? kHeldWords / kWords : 32 / Vec;
+  // Scalar loads need more registers beside the elements; with so many places there would be none left.
+  constexpr u32 kHeld = Vec == 1 && K > 2048 && kHeldWords == 32 ? 28 : kHeldWords;
+  constexpr u32 kWords = sizeof(Loaded<Vec>) / 4, kPacks = kHeld / kWords < 32 / Vec ? kHeld / kWords : 32 / Vec;
   const u32 first = row.lead(), last = first + row.n;  // positions from row.base
   if (!kQuickValue || last > kPacks * Vec * kThreads) return false;
   Scratch& s = sh.scratch;

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from drvtopk.plan import Problem
 from drvtopk.reference import faults, narrowed
 from drvtopk.source import kernel_sources
-from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DTYPES, NANS, ROUTES, Options, align
+from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DTYPES, MAX_K, NANS, ROUTES, Options, align
 from tests.harness.runner import COMPILER, Array, Ints, simulate
 from tests.harness.scenario import TUNING, WIDTH, ancestor, any_scenario, plan_for, telling_scenario
 from tests.inputs import INPUTS, make
@@ -48,6 +48,19 @@ def test_under_address_and_undefined_behaviour_sanitizers() -> None:
     with ThreadPoolExecutor(2) as pool:
         complaints = list(pool.map(lambda seed: any_scenario(seed, k=K).complaint(sanitize=True), range(16)))
     assert [f"seed {seed}: {text}" for seed, text in enumerate(complaints) if text] == []
+
+
+def test_rows_about_as_long_as_registers_hold_at_the_largest_k() -> None:
+    """Read an element at a time by 512 threads, which hold 28 each there."""
+    held = 28 * 512
+    lengths = np.array([held - 1, held, held + 1, held + 64, MAX_K + 1, MAX_K, 12_000, 0], np.int32)
+    x = make("normal", len(lengths), held + 64)
+    problem = Problem(rows=len(lengths), width=x.shape[1], k=MAX_K, stride=x.shape[1] + 1, offset=1)
+    made = plan_for(problem, 4, route="filtered", tuning=DEFAULT_TUNING)
+    assert (made.vec_size, made.block) == (1, 512)
+    run = simulate(made, x, lengths, workspace=np.empty(0, np.uint32), seed=1, offset=1)
+    assert run.status == "done", run.report
+    assert faults(x, MAX_K, lengths, run.out) == []
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -67,7 +67,7 @@ MOST_SPILLS_OF_CLUSTERS_WITH_ALL = 20_000
 
 
 def most_spills(variant: Variant) -> int:
-    """Bytes of spill stores and loads that a variant may have; each word parked is stored and loaded at least once."""
+    """Bytes of spill stores and loads that a variant may have."""
     options = variant.options
     if variant.route == "clustered" and options.order == "value" and options.page_table and variant.residency == 2:
         return MOST_SPILLS_OF_CLUSTERS_WITH_ALL
@@ -78,7 +78,7 @@ def check(variant: Variant, arch: str, compiled: Compiled) -> None:
     """Next to no spills, no static shared memory, one kernel, and as many blocks an SM as the planner counts on."""
     info, device = compiled.info, device_of(arch)
     most = most_spills(variant)
-    assert info.spill_bytes <= most and info.stack_bytes <= most // 2 and info.static_smem_bytes == 0, info
+    assert info.spill_bytes <= most and info.stack_bytes <= most // 3 and info.static_smem_bytes == 0, info
     resident = min(variant.residency, min_blocks(arch, variant.threads))
     assert 16 <= info.registers <= 65536 // (variant.threads * resident), info
     assert info.cubin_bytes == len(compiled.cubin) > 1000
