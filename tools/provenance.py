@@ -26,5 +26,14 @@ def provenance(engine: Engine, script: str, argv: Sequence[str] | None) -> dict[
         "nvrtc": ".".join(map(str, nvrtc_version())),
         "date": date.today().isoformat(),
         "drvtopk": drvtopk.__version__,
-        "command": " ".join(["python", script, *(sys.argv[1:] if argv is None else argv)]),
+        "command": command(script, sys.argv[1:] if argv is None else argv),
     }
+
+
+def command(script: str, arguments: Sequence[str]) -> str:
+    """The command line, for other machines: of a path that is only this one's, the last part."""
+    given = []
+    for argument in arguments:
+        option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        given.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return " ".join(["python", script, *given])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools import compare, lines, picture, results_table, yardstick
+from tools import compare, lines, picture, provenance, results_table, yardstick
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CELL: dict[str, Any] = {
     "kind": "cell",
@@ -232,6 +235,18 @@ def test_host_costs_stand_beside_the_bare_call() -> None:
     assert shown[-1] == "| 8 x 131,072, clustered:8 | 2.50 | 1.50 | 1.25 | 9.00 |"
     assert {line.count("|") for line in shown[3:]} == {6}
     assert results_table.host_table([cell()]) == ""
+
+
+def test_commands_name_no_folder_of_the_machine_that_ran_them() -> None:
+    given = ["--out", "/x/y/cells.jsonl", "--grid=full,bf16", "--out=/x/z.jsonl", "tools/results/a.jsonl", "-v"]
+    expected = "--out cells.jsonl --grid=full,bf16 --out=z.jsonl tools/results/a.jsonl -v"
+    assert provenance.command("tools/bench.py", given) == f"python tools/bench.py {expected}"
+    files = sorted((ROOT / "tools" / "results").glob("*.jsonl"))
+    published = [json.loads(line)["command"] for file in files for line in file.read_text().splitlines()]
+    for device in json.loads((ROOT / "drvtopk" / "measured.json").read_text())["devices"]:
+        published.append(device["provenance"]["command"])
+    assert len(published) > 500
+    assert {c for c in published if re.search(r"(^|[\s=])/", c)} == set()
 
 
 # The picture
