@@ -1,11 +1,12 @@
 """Writes `drvtopk_kernels.h`, by which a C or C++ host plans and launches an export: numbers, kernels, measured times.
 
-The rules are in cuda_src/drvtopk.h, the numbers are here, so that neither is typed twice.
+The rules are in drvtopk.h beside this file, the numbers are here, so that neither is typed twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import drvtopk
 from drvtopk import measured, spec
@@ -16,6 +17,11 @@ from drvtopk.spec import Options, Tuning, Variant
 
 _MAX_OFFSET = 2**62  # of plan.Problem
 _PLANNED_BY = ("radix_threshold", "cluster_threshold", "sms_to_share", "min_chunk", "max_candidates")
+
+
+def rules_header() -> bytes:
+    """The text of drvtopk.h, by whose rules a host plans and launches."""
+    return Path(__file__).with_name("drvtopk.h").read_bytes()
 
 
 def kernels_header(kernels: Sequence[ExportedKernel]) -> str:

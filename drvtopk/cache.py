@@ -18,6 +18,22 @@ _MAGIC = b"drvtopk2"
 _FRAME_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """A file in an existing folder, whole or not at all: no reader sees a part. Raises OSError."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
 def key(fields: Iterable[bytes]) -> str:
     """SHA-256 over the fields, each framed by its length, so that no two lists of fields share a key by accident."""
     digest = hashlib.sha256()
@@ -72,24 +88,15 @@ class Cache:
         return payload
 
     def put(self, name: str, payload: bytes) -> None:
-        """Keeps the bytes: written whole to a temporary file, then renamed, so that no reader sees a part."""
+        """Keeps the bytes, on disk too where that can be."""
         with self._lock:
             self._memory[name] = payload
         if self.folder is None:
             return
-        temporary = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
-            with os.fdopen(handle, "wb") as file:
-                file.write(_frame(name, payload) + payload)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self.folder / name)
+            write_whole(self.folder / name, _frame(name, payload) + payload)
         except OSError as error:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
             with self._lock:
                 warn, self._warned = not self._warned, True
             if warn:

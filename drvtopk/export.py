@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,15 @@ from typing import Any
 
 import drvtopk
 from drvtopk import manifest, rules, spec
-from drvtopk.cache import Cache
+from drvtopk.c_header import kernels_header, rules_header
+from drvtopk.cache import Cache, write_whole
 from drvtopk.compiler import Compiled, check_arch, compile_variants, definitions, nvrtc_version
 from drvtopk.errors import InvalidArgument
 from drvtopk.manifest import ExportedKernel, Key, Manifest, Unreadable
-from drvtopk.source import host_header, sources_digest
+from drvtopk.source import sources_digest
 from drvtopk.spec import Variant
+
+READABLE = 0o644  # others deploy what is written
 
 __all__ = ["Export", "ExportedKernel", "cubin_name", "export_kernels"]
 
@@ -80,7 +82,7 @@ def export_kernels(
         before = _before(folder, keys)  # another export may have come in between
         kernels = {**(before.kernels if before is not None else {}), **added}
         for key, one in compiled.items():
-            _write(folder / added[key].file, one.cubin)
+            write_whole(folder / added[key].file, one.cubin, mode=READABLE)
         _write_index(folder, tuple(kernels.values()))
     return Export(
         folder=folder,
@@ -144,11 +146,10 @@ def _exported(key: Key, compiled: Compiled) -> ExportedKernel:
 
 
 def _write_index(folder: Path, kernels: tuple[ExportedKernel, ...]) -> None:
-    from drvtopk.c_header import kernels_header  # it knows what is exported, by name
-
-    _write(folder / "drvtopk.h", host_header())
-    _write(folder / "drvtopk_kernels.h", kernels_header(kernels).encode())
-    _write(folder / manifest.MANIFEST, json.dumps(_document(kernels), indent=1).encode() + b"\n")
+    write_whole(folder / "drvtopk.h", rules_header(), mode=READABLE)
+    write_whole(folder / "drvtopk_kernels.h", kernels_header(kernels).encode(), mode=READABLE)
+    document = json.dumps(_document(kernels), indent=1) + "\n"
+    write_whole(folder / manifest.MANIFEST, document.encode(), mode=READABLE)
 
 
 def _document(kernels: tuple[ExportedKernel, ...]) -> dict[str, Any]:
@@ -187,22 +188,6 @@ def _record(kernel: ExportedKernel) -> dict[str, Any]:
         **info,
         "definitions": definitions(variant, kernel.arch),
     }
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: to a temporary file in the same folder, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # others deploy it
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
 
 
 @contextlib.contextmanager

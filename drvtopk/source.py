@@ -24,14 +24,6 @@ def kernel_sources() -> dict[str, bytes]:
     )
 
 
-def host_header() -> bytes:
-    """drvtopk.h, by which a C host plans and launches. Raises CompilerUnavailable if it is missing."""
-    for folder in _PLACES:
-        if (folder / "drvtopk.h").is_file():
-            return (folder / "drvtopk.h").read_bytes()
-    raise CompilerUnavailable(f"drvtopk.h is missing from {' and '.join(map(str, _PLACES))}: reinstall drvtopk")
-
-
 @cache
 def sources_digest() -> str:
     """SHA-256 over the names and texts of all kernel sources, hexadecimal. Raises CompilerUnavailable as above."""

@@ -209,7 +209,7 @@ def _known_times(times: Any, monkeypatch: pytest.MonkeyPatch, nothing_measured: 
 
 def built(folder: Path, kernels: list[ExportedKernel]) -> Shim:
     (folder / "drvtopk_kernels.h").write_text(kernels_header(kernels))
-    shutil.copy(ROOT / "cuda_src" / "drvtopk.h", folder)
+    shutil.copy(ROOT / "drvtopk" / "drvtopk.h", folder)
     library = folder / "shim.so"
     cc("-std=c99", *STRICT, *LIBRARY, "-I", folder, SOURCES / "shim.c", "-o", library, "-lm")
     return Shim(library, kernels)
@@ -609,7 +609,7 @@ def test_the_headers_compile_without_a_warning(tmp_path: Path, shim: Shim, compi
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
     (tmp_path / "drvtopk_kernels.h").write_text(kernels_header(shim.kernels[:50]))
-    shutil.copy(ROOT / "cuda_src" / "drvtopk.h", tmp_path)
+    shutil.copy(ROOT / "drvtopk" / "drvtopk.h", tmp_path)
     source = tmp_path / ("main.cpp" if compiler == "c++" else "main.c")
     source.write_text('#include "drvtopk_kernels.h"\nint main(void) { return drvtopk_exported.kernel_count != 50; }\n')
     program = tmp_path / "main"
@@ -631,7 +631,7 @@ def test_the_parameter_block_is_laid_out_as_the_kernels_are_told(tmp_path: Path,
             where = spec.packed(fields[:at]).size
             lines.append(f'_Static_assert(offsetof({kind}, {member}) == {where}, "{name}");')
     (tmp_path / "drvtopk_kernels.h").write_text(kernels_header(shim.kernels[:1]))
-    shutil.copy(ROOT / "cuda_src" / "drvtopk.h", tmp_path)
+    shutil.copy(ROOT / "drvtopk" / "drvtopk.h", tmp_path)
     (tmp_path / "layout.c").write_text("\n".join(lines) + "\n")
     cc("-std=c11", "-Wall", "-Werror", "-I", tmp_path, "-c", tmp_path / "layout.c", "-o", tmp_path / "layout.o")
 

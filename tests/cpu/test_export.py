@@ -60,7 +60,7 @@ def test_a_folder_holds_cubins_headers_and_a_manifest_and_nothing_else(exported:
     files = {record["file"] for record in found["kernels"]}
     assert {file.name for file in exported.iterdir()} == {*files, "manifest.json", "drvtopk.h", "drvtopk_kernels.h"}
     assert len(files) == len(FEW) + len(OTHERS) + len(EXTENDED)
-    assert (exported / "drvtopk.h").read_bytes() == (ROOT / "cuda_src" / "drvtopk.h").read_bytes()
+    assert (exported / "drvtopk.h").read_bytes() == (ROOT / "drvtopk" / "drvtopk.h").read_bytes()
     assert (found["format"], found["drvtopk"], found["nvrtc"]) == (1, drvtopk.__version__, list(nvrtc_version()))
     assert found["sources"] == source.sources_digest() and re.fullmatch("[0-9a-f]{64}", found["sources"])
     header = (exported / "drvtopk_kernels.h").read_text()
