@@ -17,6 +17,10 @@ from drvtopk.spec import THREADS, DeviceInfo
 
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
 _INVALID_VALUE, _NOT_SUPPORTED = 1, 801
+_STREAMS = 64  # whose configurations a dependent launch keeps
+
+Launch = Callable[[Any], bool]
+"""Launches on a stream, its handle given. False: nothing was launched, as a cooperative grid can never be resident."""
 _NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA driver"
 
 _FORKED = (
@@ -237,48 +241,13 @@ class Driver:
         config.attrs, config.numAttrs = [size], 1
         return int(self._call("cuOccupancyMaxActiveClusters", function, config, about=about))
 
-    def launch(
-        self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str, threads: int = THREADS
-    ) -> None:
-        """A plain launch. `params` is the address of a prepared void*[1]."""
-        (code,) = self.api.cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, smem_bytes, stream, params, 0)
-        if int(code) != 0:
-            raise self._error("cuLaunchKernel", code, about)
+    # A launch in two steps: what makes it returns a call that takes the stream, and looks nothing up any more. `params`
+    # is the address of a prepared void*[1]. Threads may share such a call.
 
-    def pdl_config(self, grid: int, threads: int, smem_bytes: int) -> Any:
-        """The configuration of launches by `launch_pdl`, made once."""
-        config = self.api.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-        config.sharedMemBytes = smem_bytes
-        overlap = self.api.CUlaunchAttribute()
-        overlap.id = self.api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        overlap.value.programmaticStreamSerializationAllowed = 1
-        config.attrs, config.numAttrs = [overlap], 1
-        return config
-
-    def launch_pdl(self, function: Any, config: Any, stream: Any, params: int, about: str) -> None:
-        """A launch that may begin before its predecessor on the stream has ended."""
-        config.hStream = self.api.CUstream(stream)
-        (code,) = self.api.cuLaunchKernelEx(config, function, params, 0)
-        if int(code) != 0:
-            raise self._error("cuLaunchKernelEx", code, about)
-
-    def launch_cooperative(
-        self, function: Any, grid: int, smem_bytes: int, stream: Any, params: int, about: str
-    ) -> bool:
-        """A launch that starts only when its whole grid is resident; False if it never could be (error 720)."""
-        (code,) = self.api.cuLaunchCooperativeKernel(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params)
-        if int(code) == COOPERATIVE_LAUNCH_TOO_LARGE:
-            return False
-        if int(code) != 0:
-            raise self._error("cuLaunchCooperativeKernel", code, about)
-        return True
-
-    def plain_launcher(
-        self, function: Any, grid: int, smem_bytes: int, params: int, about: str, threads: int
-    ) -> Callable[[Any], bool]:
-        """`launch` with all but the stream in place: nothing is looked up or put together any more."""
+    def launcher(
+        self, function: Any, grid: int, smem_bytes: int, params: int, about: str, threads: int = THREADS
+    ) -> Launch:
+        """A plain launch."""
         call = self.api.cuLaunchKernel
 
         def launch(stream: Any) -> bool:
@@ -289,10 +258,39 @@ class Driver:
 
         return launch
 
-    def cooperative_launcher(
-        self, function: Any, grid: int, smem_bytes: int, params: int, about: str
-    ) -> Callable[[Any], bool]:
-        """`launch_cooperative`, likewise."""
+    def dependent_launcher(
+        self, function: Any, grid: int, smem_bytes: int, params: int, about: str, threads: int
+    ) -> Launch:
+        """A launch that may begin before its predecessor on the stream has ended."""
+        call, configs = self.api.cuLaunchKernelEx, dict[Any, Any]()  # the stream is in the configuration
+
+        def launch(stream: Any) -> bool:
+            config = configs.get(stream)
+            if config is None:
+                if len(configs) > _STREAMS:
+                    configs.clear()
+                config = configs[stream] = self._dependent(grid, threads, smem_bytes, stream)
+            (code,) = call(config, function, params, 0)
+            if code != 0:
+                raise self._error("cuLaunchKernelEx", code, about)
+            return True
+
+        return launch
+
+    def _dependent(self, grid: int, threads: int, smem_bytes: int, stream: Any) -> Any:
+        config = self.api.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = smem_bytes
+        config.hStream = self.api.CUstream(stream)
+        overlap = self.api.CUlaunchAttribute()
+        overlap.id = self.api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        overlap.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [overlap], 1
+        return config
+
+    def cooperative_launcher(self, function: Any, grid: int, smem_bytes: int, params: int, about: str) -> Launch:
+        """A launch that starts only when its whole grid is resident; False if it never could be (error 720)."""
         call = self.api.cuLaunchCooperativeKernel
 
         def launch(stream: Any) -> bool:

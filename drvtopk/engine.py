@@ -8,12 +8,11 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 from drvtopk.cache import Cache, default_folder
 from drvtopk.compiler import compile_variant, nvrtc_version
-from drvtopk.driver import Driver, load
+from drvtopk.driver import Driver, Launch, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
 from drvtopk.events import tell
 from drvtopk.plan import (
@@ -37,7 +36,6 @@ from drvtopk.spec import (
     WORKSPACE_ALIGNMENT,
     DeviceInfo,
     KernelInfo,
-    Options,
     Tuning,
     Variant,
     packed,
@@ -63,12 +61,7 @@ class _Launcher:
         self._driver = driver
         self._function = function
         self._lock = threading.Lock()  # the driver copies the block during the call, so it must not change under it
-        self._block = ctypes.create_string_buffer(PARAMS_BYTES + EXTRAS_BYTES * plan.options.extras)
-        self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._block))
-        self._pointers_address = ctypes.addressof(self._pointers)
-        self._config = driver.pdl_config(plan.grid, plan.block, plan.smem_bytes) if plan.pdl else None
         _launchers.add(self)
-        self._about = f"{plan.variant} {plan.device}: grid {plan.grid}, {plan.smem_bytes} bytes of shared memory"
         self.rows, self.k = plan.rows, plan.k
         self.extras = plan.options.extras
         # What addresses are aligned to; and for a quick look whether there is anything to complain about.
@@ -76,64 +69,45 @@ class _Launcher:
         self.out_alignment = INDEX_DTYPES[plan.options.index_dtype]
         self.needs_logits = plan.width > 0
         self.needs_workspace = plan.workspace_bytes > 0
+        block = ctypes.create_string_buffer(PARAMS_BYTES + EXTRAS_BYTES * self.extras)
         tail = (plan.width, plan.group, plan.groups, plan.chunk, plan.candidates, int(plan.cooperative), 0)
-        _PARAMS.pack_into(self._block, 0, 0, 0, 0, 0, 0, 0, plan.rows, *tail)
+        _PARAMS.pack_into(block, 0, 0, 0, 0, 0, 0, 0, plan.rows, *tail)
+        self._block = block
+        self._launch, self._pointers = self._launch_with(block)
+
+    def _launch_with(self, block: ctypes.Array[ctypes.c_char]) -> tuple[Launch, object]:
+        """A launch that hands over this block, and what has to be kept for it beside the block."""
+        p, driver = self.plan, self._driver
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+        about = f"{p.variant} {p.device}: grid {p.grid}, {p.smem_bytes} bytes of shared memory"
+        given = self._function, p.grid, p.smem_bytes, ctypes.addressof(pointers), about
+        if p.cooperative:
+            return driver.cooperative_launcher(*given), pointers
+        return (driver.dependent_launcher if p.pdl else driver.launcher)(*given, p.block), pointers
 
     def unlock(self) -> None:
         """In a forked child, where the thread that held the lock does not exist."""
         self._lock = threading.Lock()
 
-    def __call__(
-        self,
-        logits: int,
-        lengths: int,
-        out: int,
-        workspace: int,
-        stream: int,
-        out_stride: int,
-        extras: tuple[int, ...] | None,
-    ) -> bool:
-        """One driver call. False: a cooperative grid that this context can never hold; nothing was launched."""
-        p = self.plan
-        with self._lock:
-            _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, p.stride, out_stride)
-            if extras is not None:
-                _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
-            if p.cooperative:
-                return self._driver.launch_cooperative(
-                    self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about
-                )
-            if self._config is not None:
-                self._driver.launch_pdl(self._function, self._config, stream, self._pointers_address, self._about)
-                return True
-            self._driver.launch(
-                self._function, p.grid, p.smem_bytes, stream, self._pointers_address, self._about, p.block
-            )
-            return True
-
-    def bound(
+    def _fill(
         self, logits: int, lengths: int, out: int, workspace: int, out_stride: int, extras: tuple[int, ...] | None
-    ) -> tuple[Callable[[Any], bool], object]:
-        """A launch with a parameter block of its own, which nobody changes any more, and what has to be kept for it."""
-        p = self.plan
-        block = ctypes.create_string_buffer(self._block.raw, len(self._block))
-        _VARYING.pack_into(block, 0, logits, lengths, out, workspace, p.stride, out_stride)
+    ) -> None:
+        _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self.plan.stride, out_stride)
         if extras is not None:
-            _EXTRAS.pack_into(block, PARAMS_BYTES, *extras)
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(block))
-        at = ctypes.addressof(pointers)
-        driver, function, about = self._driver, self._function, self._about
-        if p.cooperative:
-            launch = driver.cooperative_launcher(function, p.grid, p.smem_bytes, at, about)
-        elif p.pdl:
-            config, lock = driver.pdl_config(p.grid, p.block, p.smem_bytes), threading.Lock()
+            _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
 
-            def launch(stream: Any) -> bool:
-                with lock:  # the stream is in the configuration
-                    driver.launch_pdl(function, config, stream, at, about)
-                return True
-        else:
-            launch = driver.plain_launcher(function, p.grid, p.smem_bytes, at, about, p.block)
+    def __call__(self, stream: int, *arguments: Any) -> bool:
+        """One driver call with what `_fill` takes. False: a cooperative grid that this context can never hold."""
+        with self._lock:
+            self._fill(*arguments)
+            return self._launch(stream)
+
+    def bound(self, *arguments: Any) -> tuple[Launch, object]:
+        """A launch with a block of its own, which nobody changes any more, and what has to be kept for it."""
+        with self._lock:
+            self._fill(*arguments)
+            block = ctypes.create_string_buffer(self._block.raw, len(self._block))
+        launch, pointers = self._launch_with(block)
         return launch, (block, pointers)
 
 
@@ -232,16 +206,10 @@ class Prepared:
             _check_addresses(active, logits, lengths, out, workspace)
         extras = None
         if active.extras or values or row_starts or page_table:
-            extras = self._extras(
-                active.plan.options,
-                (values, row_starts, page_table),
-                active.k if values_stride is None else values_stride,
-                page_table_stride or 0,
-                page_size,
-                rows_per_table,
-            )
-        if not active(logits, lengths, out, workspace, stream, step, extras):
-            self._fall_back()(logits, lengths, out, workspace, stream, step, extras)
+            arrays = values, row_starts, page_table
+            extras = self._extras(arrays, values_stride, page_table_stride, page_size, rows_per_table)
+        if not active(stream, logits, lengths, out, workspace, step, extras):
+            self._fall_back()(stream, logits, lengths, out, workspace, step, extras)
 
     def bind(
         self,
@@ -272,14 +240,8 @@ class Prepared:
         _check_addresses(active, logits, lengths, out, workspace)
         extras = None
         if active.extras or values or row_starts or page_table:
-            extras = self._extras(
-                active.plan.options,
-                (values, row_starts, page_table),
-                active.k if values_stride is None else values_stride,
-                page_table_stride or 0,
-                page_size,
-                rows_per_table,
-            )
+            arrays = values, row_starts, page_table
+            extras = self._extras(arrays, values_stride, page_table_stride, page_size, rows_per_table)
         return Bound(self, (logits, lengths, out, workspace, step, extras), keep)
 
     def _fall_back(self) -> _Launcher:
@@ -295,30 +257,30 @@ class Prepared:
 
     def _extras(
         self,
-        options: Options,
         arrays: tuple[int, int, int],
-        values_stride: int,
-        page_table_stride: int,
+        values_stride: int | None,
+        page_table_stride: int | None,
         page_size: int,
         rows_per_table: int,
     ) -> tuple[int, ...]:
+        options, rows, k = self.problem.options, self.problem.rows, self.problem.k
+        step, table_step = k if values_stride is None else values_stride, page_table_stride or 0
         asked = (options.values, options.row_starts, options.page_table)
         for name, address, wanted in zip(("values", "row_starts", "page_table"), arrays, asked, strict=True):
             if address and not wanted:
                 raise InvalidArgument(name, hex(address), "0: the problem was prepared without it")
             if wanted:
                 _check_address(name, address, options.item_bytes if name == "values" else 4)
-        rows = self.problem.rows
-        if options.values and values_stride < self.problem.k and rows > 1:
-            raise InvalidArgument("values_stride", values_stride, f"at least k = {self.problem.k} elements")
+        if options.values and step < k and rows > 1:
+            raise InvalidArgument("values_stride", step, f"at least k = {k} elements")
         if options.page_table:
             if not 1 <= page_size < 2**31:
                 raise InvalidArgument("page_size", page_size, f"1..{2**31 - 1}")
             if not 1 <= rows_per_table <= rows:
                 raise InvalidArgument("rows_per_table", rows_per_table, f"1..{rows}")
-            if page_table_stride < 0:
-                raise InvalidArgument("page_table_stride", page_table_stride, "at least 0")
-        return (*arrays, values_stride, page_table_stride, page_size, rows_per_table)
+            if table_step < 0:
+                raise InvalidArgument("page_table_stride", table_step, "at least 0")
+        return (*arrays, step, table_step, page_size, rows_per_table)
 
 
 def _refuse_step(k: int, step: int) -> None:

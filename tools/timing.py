@@ -58,7 +58,7 @@ class Clock:
         start = ctypes.addressof(values)
         pointers = (ctypes.c_void_p * 3)(start, start + 8, start + 16)
         blocks = max(1, min(per_sm * self.sms, size // 16 // 1024))
-        self.driver.launch(self.function, blocks, 0, stream, ctypes.addressof(pointers), "read_floor")
+        self.driver.launcher(self.function, blocks, 0, ctypes.addressof(pointers), "read_floor")(stream)
 
     def floor(self, size: int, step: int, launches: int, control: float) -> float:
         """Microseconds to read `size` bytes once, from slices that are `step` bytes apart.

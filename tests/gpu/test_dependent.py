@@ -102,7 +102,7 @@ def test_a_kernel_before_it_writes_the_logits(gpu: Gpu, route: str) -> None:
             words = (ctypes.c_uint64 * 3)(values, WIDTH, 10**6)
             start = ctypes.addressof(words)
             pointers = (ctypes.c_void_p * 3)(start, start + 8, start + 16)
-            driver.launch(function, 1, 0, stream, ctypes.addressof(pointers), "producer")
+            driver.launcher(function, 1, 0, ctypes.addressof(pointers), "producer")(stream)
             prepared.launch(values, 0, out, 0, stream)
             driver.stream_synchronize(stream)
             found = np.empty(1, np.int32)

@@ -49,7 +49,7 @@ class Blocker:
         values = (ctypes.c_uint64 * 3)(self.words, self.words + 4, PATIENCE_SECONDS * 10**9)
         start = ctypes.addressof(values)
         pointers = (ctypes.c_void_p * 3)(start, start + 8, start + 16)
-        driver.launch(self.function, self.blocks, self.smem, self.streams[0], ctypes.addressof(pointers), "blocker")
+        driver.launcher(self.function, self.blocks, self.smem, ctypes.addressof(pointers), "blocker")(self.streams[0])
         deadline = time.monotonic() + 10
         while self.started() < self.blocks:
             assert time.monotonic() < deadline, "the blockers did not start"
