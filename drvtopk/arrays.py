@@ -13,6 +13,7 @@ from typing import Any
 
 from drvtopk import dlpack, hosts
 from drvtopk.errors import InvalidArgument
+from drvtopk.spec import DTYPES, INDEX_DTYPES
 
 # numpy has no name for bfloat16: ml_dtypes exports its words as '<V2', others as uint16.
 TYPESTRS = {
@@ -22,7 +23,7 @@ TYPESTRS = {
     "int32": ("<i4",),
     "int64": ("<i8",),
 }
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "uint8": 1, "int8": 1, "uint16": 2}
+_BYTES = {**DTYPES, **INDEX_DTYPES, "uint8": 1, "int8": 1, "uint16": 2}
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool", "V": "void"}
 UNORDERED = -1  # DLPack's word for: let no stream wait
 SPOKEN = "a torch tensor, DLPack, __cuda_array_interface__ or drvtopk.from_address"
@@ -113,7 +114,7 @@ def from_address(
     shape = tuple(int(n) for n in shape)
     if any(n < 0 for n in shape):
         raise InvalidArgument("shape", shape, "no negative sizes")
-    steps = compact(shape) if strides is None else tuple(int(n) for n in strides)
+    steps = dlpack.compact(shape) if strides is None else tuple(int(n) for n in strides)
     if len(steps) != len(shape):
         raise InvalidArgument("strides", steps, f"one for each of the {len(shape)} dimensions")
     if any(stride < 0 and n > 1 for stride, n in zip(steps, shape, strict=True)):
@@ -129,16 +130,6 @@ def from_address(
         read_only=read_only,
         owner=owner,
     )
-
-
-def compact(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements of an array without gaps, the last dimension fastest."""
-    steps: list[int] = []
-    step = 1
-    for n in reversed(shape):
-        steps.append(step)
-        step *= n
-    return tuple(reversed(steps))
 
 
 _spoken: dict[type, str] = {}  # of the types seen
@@ -241,12 +232,11 @@ def _dlpack_view(argument: str, value: Any, stream: int) -> DeviceView:
         hint = "; a numpy array is copied" if kind == dlpack.CPU else ""
         raise InvalidArgument(argument, f"{type(value).__name__} in {there} memory", f"CUDA device memory{hint}")
     found, capsule = dlpack.read(argument, value, stream or 1)  # DLPack's 1 is our 0: the legacy default stream
-    bits = "".join(c for c in found.dtype if c.isdigit())
     return DeviceView(
         address=found.address,
         shape=found.shape,
-        strides=compact(found.shape) if found.strides is None else found.strides,
-        item_bytes=max(int(bits or 8) // 8, 1),
+        strides=dlpack.compact(found.shape) if found.strides is None else found.strides,
+        item_bytes=max(found.bits // 8, 1),
         dtype=found.dtype,
         device=found.device,
         read_only=found.read_only,
@@ -266,7 +256,7 @@ def _interface_view(argument: str, value: object) -> DeviceView:
     shape = tuple(int(n) for n in interface["shape"])
     byte_strides = interface.get("strides")
     if byte_strides is None:
-        strides = compact(shape)
+        strides = dlpack.compact(shape)
     else:
         for stride, n in zip(byte_strides, shape, strict=True):
             if n > 1 and stride % item:

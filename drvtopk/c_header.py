@@ -63,7 +63,7 @@ def kernels_header(kernels: Sequence[ExportedKernel]) -> str:
         "    drvtopk_archs,",
         "    sizeof drvtopk_archs / sizeof *drvtopk_archs,",
         "    drvtopk_measured_times,",
-        f"    {len(measured._table())},",
+        f"    {len(measured.table())},",
         "};",
         "",
         "#endif  // DRVTOPK_KERNELS_H",
@@ -90,9 +90,9 @@ def _definitions() -> list[str]:
         "ROUNDS": spec.ROUNDS,
         "CANDIDATE_BYTES": alone.candidate_bytes,
         "CLUSTER_CANDIDATE_BYTES": cluster.candidate_bytes,
-        **{f"MODEL_{route.upper()}_US": us for route, us in measured._FIXED.items()},
-        "MODEL_SM_BYTES": measured._SM_BYTES,
-        "MODEL_DEVICE_BYTES_OF_AN_SM": measured._DEVICE_BYTES_OF_AN_SM,
+        **{f"MODEL_{route.upper()}_US": us for route, us in measured.FIXED.items()},
+        "MODEL_SM_BYTES": measured.SM_BYTES,
+        "MODEL_DEVICE_BYTES_OF_AN_SM": measured.DEVICE_BYTES_OF_AN_SM,
     }
     return [f"#define DRVTOPK_{name} {number}" for name, number in numbers.items()]
 
@@ -144,7 +144,7 @@ def _measured() -> list[str]:
     lines: list[str] = []
     rows_of_table: list[str] = []
     written: dict[int, str] = {}
-    for (name, sms), grids in measured._table().items():
+    for (name, sms), grids in measured.table().items():
         counts = sorted({rows for grid in grids.values() for rows in grid})
         lengths = sorted({n for grid in grids.values() for line in grid.values() for n in line})
         if id(grids) not in written:  # one table may go by several names

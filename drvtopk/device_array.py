@@ -82,6 +82,7 @@ class DeviceArray:
             shape=self.shape,
             strides=None,
             dtype=self._dtype,
+            bits=8 * self.dtype.itemsize,
             device_type=dlpack.CUDA,
             device=self._engine.ordinal,
             read_only=False,

@@ -51,6 +51,8 @@ class Tensor:
     """Elements; None: compact, the last dimension fastest."""
     dtype: str
     """'float32', 'bfloat16', 'uint8', ..."""
+    bits: int
+    """Of an element."""
     device_type: int
     device: int
     read_only: bool
@@ -106,6 +108,7 @@ def parse(argument: str, capsule: Any) -> Tensor:
         shape=tuple(words.from_address(shape_at)) if ndim else (),
         strides=strides,
         dtype="bool" if code == 6 else f"{_CODES.get(code, f'type{code}_')}{bits}",
+        bits=bits,
         device_type=kind,
         device=ordinal,
         read_only=bool(flags & _READ_ONLY),
@@ -124,12 +127,12 @@ class _Export:
     def __init__(self, tensor: Tensor, owner: object, *, versioned: bool) -> None:
         self.owner = owner
         ndim = len(tensor.shape)
-        words = (ctypes.c_int64 * (2 * ndim))(*tensor.shape, *(tensor.strides or _compact(tensor.shape)))
+        words = (ctypes.c_int64 * (2 * ndim))(*tensor.shape, *(tensor.strides or compact(tensor.shape)))
         self.words = words
         at = ctypes.addressof(words)
-        code, bits = _code_of(tensor.dtype)
+        code = next(code for code, name in _CODES.items() if tensor.dtype.rstrip("0123456789") == name)
         body = _TENSOR.pack(
-            tensor.address, tensor.device_type, tensor.device, ndim, code, bits, 1, at, at + 8 * ndim, 0
+            tensor.address, tensor.device_type, tensor.device, ndim, code, tensor.bits, 1, at, at + 8 * ndim, 0
         )
         deleter = ctypes.cast(_deleter, ctypes.c_void_p).value or 0
         if versioned:
@@ -151,19 +154,14 @@ class _Export:
         return self.capsule is not None and sys.getrefcount(self.capsule) <= _ONLY_OURS
 
 
-def _compact(shape: tuple[int, ...]) -> tuple[int, ...]:
-    steps, step = [], 1
+def compact(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of an array without gaps, the last dimension fastest."""
+    steps: list[int] = []
+    step = 1
     for n in reversed(shape):
         steps.append(step)
         step *= n
     return tuple(reversed(steps))
-
-
-def _code_of(dtype: str) -> tuple[int, int]:
-    for code, name in _CODES.items():
-        if dtype.startswith(name) and dtype[len(name) :].isdigit():
-            return code, int(dtype[len(name) :])
-    raise ValueError(dtype)
 
 
 def _delete(at: int) -> None:

@@ -18,7 +18,7 @@ Grid = Mapping[int, Mapping[int, float]]  # rows -> length -> microseconds
 
 
 @cache
-def _table() -> dict[tuple[str, int], dict[str, Grid]]:
+def table() -> dict[tuple[str, int], dict[str, Grid]]:
     """(device name, SMs) -> route -> times. A route that shares rows by clusters is named 'clustered:8'."""
     found: dict[tuple[str, int], dict[str, Grid]] = {}
     path = Path(__file__).with_name("measured.json")
@@ -40,7 +40,7 @@ def measured_times(device: DeviceInfo, rows: int, length: int) -> dict[str, floa
     Log-linear in rows and length; beyond the measured shapes as at their end. Empty where the device was not measured;
     a route that was not measured at each of the shapes around is left out.
     """
-    grids = _table().get((device.name, device.sms), {})
+    grids = table().get((device.name, device.sms), {})
     if not grids:
         return {}
     fewer, more, share = _neighbours(sorted({r for grid in grids.values() for r in grid}), rows)
@@ -69,9 +69,9 @@ def _neighbours(known: list[int], value: int) -> tuple[int, int, float]:
 
 # What the model is made of: microseconds before and after a long row is read, and bytes a microsecond that one SM reads
 # (of which all together get but a part), roughly as an H200 has them.
-_FIXED = {"filtered": 7.0, "clustered": 7.0, "persistent": 10.5}
-_SM_BYTES = 50_000.0
-_DEVICE_BYTES_OF_AN_SM = 32_000.0
+FIXED = {"filtered": 7.0, "clustered": 7.0, "persistent": 10.5}
+SM_BYTES = 50_000.0
+DEVICE_BYTES_OF_AN_SM = 32_000.0
 
 
 def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int) -> dict[str, float]:
@@ -81,13 +81,13 @@ def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int
     def time(fixed: float, blocks_of_a_row: int, slots: int) -> float:
         waves = -(-rows * blocks_of_a_row // max(slots, 1))
         busy = min(rows * blocks_of_a_row, slots)
-        rate = min(_SM_BYTES, _DEVICE_BYTES_OF_AN_SM * device.sms / max(busy, 1))
+        rate = min(SM_BYTES, DEVICE_BYTES_OF_AN_SM * device.sms / max(busy, 1))
         return waves * (fixed + size / blocks_of_a_row / rate)
 
-    found = {"filtered": time(_FIXED["filtered"], 1, device.sms)}
+    found = {"filtered": time(FIXED["filtered"], 1, device.sms)}
     for group in CLUSTERS:
         if group <= device.max_cluster:
-            found[f"clustered:{group}"] = time(_FIXED["clustered"], group, device.sms * 7 // 8 // group * group)
+            found[f"clustered:{group}"] = time(FIXED["clustered"], group, device.sms * 7 // 8 // group * group)
     if rows * sms_to_share <= device.sms:
-        found["persistent"] = time(_FIXED["persistent"], device.sms // max(rows, 1), device.sms)
+        found["persistent"] = time(FIXED["persistent"], device.sms // max(rows, 1), device.sms)
     return found

@@ -155,12 +155,12 @@ def planner(tuning: Tuning, archs: Sequence[str]) -> dict[str, Any]:
             "blocks_of_a_row": "filtered 1; clustered its cluster; persistent sms // rows",
             "slots": "sms; clustered: sms * 7 // 8 // cluster * cluster",
             "tried": "filtered; each cluster that the GPU has; persistent where rows * sms_to_share <= sms",
-            "fixed": dict(measured._FIXED),
-            "sm_bytes": measured._SM_BYTES,
-            "device_bytes_of_an_sm": measured._DEVICE_BYTES_OF_AN_SM,
+            "fixed": dict(measured.FIXED),
+            "sm_bytes": measured.SM_BYTES,
+            "device_bytes_of_an_sm": measured.DEVICE_BYTES_OF_AN_SM,
         },
         "measured": [
-            {"name": name, "sms": sms, "microseconds": times} for (name, sms), times in measured._table().items()
+            {"name": name, "sms": sms, "microseconds": times} for (name, sms), times in measured.table().items()
         ],
         "constants": {
             "max_k": spec.MAX_K,

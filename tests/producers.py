@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pytest
 
 from drvtopk import arrays, dlpack
-from drvtopk.arrays import compact
 from drvtopk.driver import Driver
 
 TYPESTRS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<V2", "int32": "<i4", "int64": "<i8", "uint8": "|u1"}
@@ -32,8 +31,8 @@ class Memory:
     ) -> None:
         self.content = np.ascontiguousarray(content)
         self.name = dtype or str(content.dtype)
-        self.shape = content.shape
-        self.steps = strides or compact(content.shape)
+        self.shape, self.itemsize = content.shape, content.itemsize
+        self.steps = strides or dlpack.compact(content.shape)
         self.at = driver.mem_alloc(self.content.nbytes) if address is None else address
         self.ordinal, self.read_only = device, read_only
         self.asked: list[dict[str, Any]] = []
@@ -87,6 +86,7 @@ class Versioned(Memory):
             shape=self.shape,
             strides=None if self.compact_strides else self.steps,
             dtype=self.name,
+            bits=8 * self.itemsize,
             device_type=self.kind,
             device=self.ordinal,
             read_only=self.read_only,

@@ -51,7 +51,7 @@ def lines() -> list[str]:
 
         for rows, width in SHAPES:
             for k in KS:
-                with mock.patch.object(measured, "_table", dict):
+                with mock.patch.object(measured, "table", dict):
                     p = plan(Problem(rows=rows, width=width, k=k), device, occupancy)
                 kept = "yes" if p.headroom_kept else "no"
                 row = (device.name, rows, width, k, p.route, p.vec_size, p.grid, p.block, p.group, p.groups, p.chunk)

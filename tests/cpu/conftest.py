@@ -11,7 +11,7 @@ from drvtopk.cache import Cache
 @pytest.fixture(autouse=True)
 def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are those of the model: `measured.json` changes with every measurement. Tests of it bring their own."""
-    monkeypatch.setattr(measured, "_table", dict)
+    monkeypatch.setattr(measured, "table", dict)
 
 
 @pytest.fixture(scope="session")

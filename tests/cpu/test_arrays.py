@@ -402,6 +402,7 @@ class OnHost(Versioned):
         self.at, self.shape, self.name = content.ctypes.data, content.shape, str(content.dtype)
         self.steps = tuple(stride // content.itemsize for stride in content.strides)
         self.ordinal, self.read_only, self.versioned, self.asked = 0, False, versioned, []
+        self.itemsize = content.itemsize
 
 
 @pytest.mark.parametrize("versioned", [False, True])

@@ -50,7 +50,7 @@ from tests.c_host.running import CC, SOURCES, STRICT, Host, Ran, as_printed, bui
 from tests.fake_driver import FakeDriver
 
 ROOT = Path(__file__).resolve().parents[2]
-READ = measured._table  # before the fixture that hides what was measured
+READ = measured.table  # before the fixture that hides what was measured
 LIBRARY = ("-shared", "-fPIC", "-O1")
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_uint32)
 COMBINATIONS = [
@@ -204,7 +204,7 @@ def times() -> dict[tuple[str, int], dict[str, measured.Grid]]:
 
 @pytest.fixture(autouse=True)
 def _known_times(times: Any, monkeypatch: pytest.MonkeyPatch, nothing_measured: None) -> None:
-    monkeypatch.setattr(measured, "_table", lambda: times)
+    monkeypatch.setattr(measured, "table", lambda: times)
 
 
 def built(folder: Path, kernels: list[ExportedKernel]) -> Shim:
@@ -224,7 +224,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory, times: Any) -> Shim:
         for variant in instantiations(arch, k, options)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measured, "_table", lambda: times)
+        patch.setattr(measured, "table", lambda: times)
         return built(tmp_path_factory.mktemp("shim"), kernels)
 
 
@@ -592,7 +592,7 @@ def test_a_header_without_measured_times_and_with_strange_names_compiles(
     )
     strange = {('GPU "x"\\', 7): {"filtered": {1: {10: 2.0}}}}
     for number, found in enumerate(({}, strange)):
-        monkeypatch.setattr(measured, "_table", lambda found=found: found)
+        monkeypatch.setattr(measured, "table", lambda found=found: found)
         folder = tmp_path / str(number)
         folder.mkdir()
         made = built(folder, [kernel])
@@ -695,7 +695,7 @@ EXPORTED = [
 def host(tmp_path_factory: pytest.TempPathFactory, compiled_before: Cache) -> Host:
     folder = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measured, "_table", READ)
+        patch.setattr(measured, "table", READ)
         export_kernels(folder, {"sm_90a": EXPORTED}, cache=compiled_before)
     build(folder, folder / "host", *undefined_is_fatal(folder))
     fake = folder / "libfake_cuda.so"

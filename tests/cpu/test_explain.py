@@ -154,5 +154,5 @@ def test_no_line_is_said_twice_and_each_is_a_sentence() -> None:
 if __name__ == "__main__":
     from unittest import mock
 
-    with mock.patch("drvtopk.measured._table", dict):
+    with mock.patch("drvtopk.measured.table", dict):
         GOLDEN.write_text(text())

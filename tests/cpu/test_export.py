@@ -245,7 +245,7 @@ def test_the_measured_times_are_written(
     tmp_path: Path, compiled_before: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = {"filtered": {4: {8192: 5.5}}}
-    monkeypatch.setattr("drvtopk.measured._table", lambda: {("a GPU", 132): times})
+    monkeypatch.setattr("drvtopk.measured.table", lambda: {("a GPU", 132): times})
     export_kernels(tmp_path, {ARCH: FEW}, cache=compiled_before)
     (found,) = document(tmp_path)["planner"]["measured"]
     assert found == {"name": "a GPU", "sms": 132, "microseconds": {"filtered": {"4": {"8192": 5.5}}}}

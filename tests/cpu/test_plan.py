@@ -28,7 +28,7 @@ from drvtopk.spec import (
     min_blocks,
 )
 
-READ = measured._table  # before the fixture that hides what was measured
+READ = measured.table  # before the fixture that hides what was measured
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 RADIX_THRESHOLD = 32768
 
@@ -683,7 +683,7 @@ TIMES = {
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "_table", lambda: {("h200", 132): TIMES})
+    monkeypatch.setattr(measured, "table", lambda: {("h200", 132): TIMES})
 
 
 def test_the_measured_file_is_read_as_tune_writes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
