@@ -464,8 +464,7 @@ def _gathered(
         outputs["workspace"] = lent
     arrays = inputs | outputs
     for name, array in arrays.items():
-        if asking or (array.device is not None and array.device != engine.ordinal):
-            _check_device(engine, name, array, asking=asking)
+        _check_device(engine, name, array, asking=asking)
     met = overlapping(outputs, arrays)
     if met is not None:
         raise InvalidArgument(met[0], f"memory that {met[1]} lies in", "memory of its own")

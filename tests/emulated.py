@@ -13,10 +13,11 @@ import os
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from drvtopk import driver as drv
 from drvtopk import engine
@@ -399,6 +400,18 @@ def _compile(variant: Variant, arch: str, *, cache: object = None) -> object:
     info = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
     _compiled.append(variant)
     return SimpleNamespace(cubin=str(len(_compiled) - 1).encode(), info=info)
+
+
+T = TypeVar("T", bound=EmulatedDriver)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, device: T, compiler: Any = _compile) -> T:
+    """Makes `device` this process's only one, for one test."""
+    monkeypatch.setattr(drv, "_loaded", Driver(device))
+    monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(engine, "compile_variant", compiler)
+    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
+    return device
 
 
 def install(fault: str = "") -> None:

@@ -8,28 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from drvtopk.cache import Cache, default_folder
-from drvtopk.cli.options import EVERY_VEC_SIZE, add_options, in_words, options_of
-from drvtopk.cli.output import add_json, print_json, print_table, whole
+from drvtopk.cli.options import add_instantiations, add_options, in_words, instantiations_of, options_of
+from drvtopk.cli.output import add_json, print_json, print_table
 from drvtopk.compiler import check_arch, compile_variants, nvrtc_version
 from drvtopk.errors import InvalidArgument
 from drvtopk.export import cubin_name
-from drvtopk.spec import CLUSTERS, MAX_K, ROUTES, TOP_KS, instantiations
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("compile", help="compile every instantiation; no GPU needed", description=__doc__)
     parser.add_argument("--arch", required=True, help="sm_80 .. sm_121a; 'a' names the architecture-specific target")
-    parser.add_argument("--k", type=whole(1, MAX_K), action="append", help="repeatable (default: 512 1024 2048)")
-    parser.add_argument(
-        "--vec-size", type=int, choices=EVERY_VEC_SIZE, action="append", help="repeatable (default: all)"
-    )
-    parser.add_argument(
-        "--route", choices=ROUTES, action="append", help="repeatable (default: all that the architecture has)"
-    )
-    parser.add_argument(
-        "--group", type=int, choices=CLUSTERS, action="append", help="blocks of a cluster, repeatable (default: all)"
-    )
-    parser.add_argument("--pdl", action="store_true", help="kernels for programmatic dependent launch")
+    add_instantiations(parser)
     parser.add_argument("--out", type=Path, help="folder to write the cubins to")
     parser.add_argument("--no-cache", action="store_true", help="compile anew, so that every row has its seconds")
     add_options(parser, files=False)
@@ -40,15 +29,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     arch = check_arch(arguments.arch)
     options = options_of(arguments)
-    variants = instantiations(
-        arch,
-        arguments.k or TOP_KS,
-        arguments.vec_size or (),
-        arguments.route or (),
-        options,
-        groups=arguments.group or (),
-        pdl=arguments.pdl,
-    )
+    variants = instantiations_of(arguments, arch)
     if arguments.out is not None:
         try:
             arguments.out.mkdir(parents=True, exist_ok=True)

@@ -8,27 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from drvtopk.cache import Cache, default_folder
-from drvtopk.cli.options import EVERY_VEC_SIZE, add_options, in_words, options_of
-from drvtopk.cli.output import add_json, print_json, print_table, whole
+from drvtopk.cli.options import add_instantiations, add_options, in_words, instantiations_of, options_of
+from drvtopk.cli.output import add_json, print_json, print_table
 from drvtopk.compiler import check_arch
 from drvtopk.export import export_kernels
 from drvtopk.manifest import MANIFEST
 from drvtopk.prebuilt import CUBINS_VARIABLE
-from drvtopk.spec import CLUSTERS, MAX_K, ROUTES, TOP_KS, instantiations
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("export", help="kernels for machines without a compiler", description=__doc__)
     parser.add_argument("--arch", required=True, action="append", help="sm_80 .. sm_121a, repeatable")
-    parser.add_argument("--k", type=whole(1, MAX_K), action="append", help="repeatable (default: 512 1024 2048)")
-    parser.add_argument(
-        "--vec-size", type=int, choices=EVERY_VEC_SIZE, action="append", help="repeatable (default: all)"
-    )
-    parser.add_argument("--route", choices=ROUTES, action="append", help="repeatable (default: all)")
-    parser.add_argument(
-        "--group", type=int, choices=CLUSTERS, action="append", help="blocks of a cluster, repeatable (default: all)"
-    )
-    parser.add_argument("--pdl", action="store_true", help="those for programmatic dependent launch instead")
+    add_instantiations(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; kernels join those of its sources")
     add_options(parser, files=False)
     add_json(parser)
@@ -37,18 +28,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     options = options_of(arguments)
-    wanted = {
-        arch: instantiations(
-            arch,
-            arguments.k or TOP_KS,
-            arguments.vec_size or (),
-            arguments.route or (),
-            options,
-            groups=arguments.group or (),
-            pdl=arguments.pdl,
-        )
-        for arch in map(check_arch, arguments.arch)
-    }
+    wanted = {arch: instantiations_of(arguments, arch) for arch in map(check_arch, arguments.arch)}
     found = export_kernels(arguments.out, wanted, cache=Cache(default_folder()))
     if arguments.json:
         added = {kernel.file for kernel in found.added}

@@ -7,7 +7,21 @@ import dataclasses
 from pathlib import Path
 
 from drvtopk.cli.output import whole
-from drvtopk.spec import DTYPES, INDEX_DTYPES, NANS, ORDERS, PLAIN, TIE_BREAKS, Options
+from drvtopk.spec import (
+    CLUSTERS,
+    DTYPES,
+    INDEX_DTYPES,
+    MAX_K,
+    NANS,
+    ORDERS,
+    PLAIN,
+    ROUTES,
+    TIE_BREAKS,
+    TOP_KS,
+    Options,
+    Variant,
+    instantiations,
+)
 
 EVERY_VEC_SIZE = Options(dtype="bfloat16").vec_sizes
 
@@ -31,6 +45,34 @@ def add_options(parser: argparse.ArgumentParser, *, files: bool) -> None:
         group.add_argument("--values", action="store_true", help="the members' values too")
         group.add_argument("--row-starts", action="store_true", help="each row's window begins at a place of its own")
         group.add_argument("--page-table", action="store_true", help="the output goes through a page table")
+
+
+def add_instantiations(parser: argparse.ArgumentParser) -> None:
+    """Which of the instantiations that an architecture has; those that are not narrowed down are all meant."""
+    parser.add_argument("--k", type=whole(1, MAX_K), action="append", help="repeatable (default: 512 1024 2048)")
+    parser.add_argument(
+        "--vec-size", type=int, choices=EVERY_VEC_SIZE, action="append", help="repeatable (default: all)"
+    )
+    parser.add_argument(
+        "--route", choices=ROUTES, action="append", help="repeatable (default: all that the architecture has)"
+    )
+    parser.add_argument(
+        "--group", type=int, choices=CLUSTERS, action="append", help="blocks of a cluster, repeatable (default: all)"
+    )
+    parser.add_argument("--pdl", action="store_true", help="those for programmatic dependent launch instead")
+
+
+def instantiations_of(arguments: argparse.Namespace, arch: str) -> list[Variant]:
+    """Those that were asked for. Raises InvalidArgument for what the architecture does not have."""
+    return instantiations(
+        arch,
+        arguments.k or TOP_KS,
+        arguments.vec_size or (),
+        arguments.route or (),
+        options_of(arguments),
+        groups=arguments.group or (),
+        pdl=arguments.pdl,
+    )
 
 
 def options_of(arguments: argparse.Namespace, dtype: str | None = None) -> Options:

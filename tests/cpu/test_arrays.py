@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 import drvtopk
-from drvtopk import dlpack, engine
+from drvtopk import dlpack
 from drvtopk import driver as drv
 from drvtopk.arrays import DeviceView, from_address, stream_handle, view
-from drvtopk.driver import Driver
 from drvtopk.errors import DriverError, InvalidArgument
 from drvtopk.reference import faults, narrowed
 from drvtopk.staging import Staging
@@ -33,13 +32,8 @@ ROWS, WIDTH, K = 3, 5000, 64
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> EmulatedDriver:
     """The process's only device, for one test."""
-    device = EmulatedDriver()
-    monkeypatch.setattr(drv, "_loaded", Driver(device))
-    monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(engine, "compile_variant", emulated._compile)
-    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
     frameworks(monkeypatch, THEIRS)
-    return device
+    return emulated.use(monkeypatch, EmulatedDriver())
 
 
 @pytest.fixture
@@ -240,11 +234,14 @@ def test_what_is_no_stream_is_refused(stream: Any) -> None:
         stream_handle(stream)
 
 
-def test_streams_and_devices_of_cuda_core(api: EmulatedDriver) -> None:
+def test_streams_of_cuda_core() -> None:
     core = pytest.importorskip("cuda.core")
     assert stream_handle(core.Stream.from_handle(0x1230)) == 0x1230
     for default, handle in (("LEGACY_DEFAULT_STREAM", 1), ("PER_THREAD_DEFAULT_STREAM", 2)):
         assert stream_handle(getattr(core, default)) == handle
+
+
+def test_contexts_are_asked_for_by_ordinal_or_device(api: EmulatedDriver) -> None:
     with drvtopk.primary_context(SimpleNamespace(device_id=0)):
         pass
     for wrong in (1, -1, "cuda:0", True, SimpleNamespace(device_id=1)):

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from drvtopk import driver as drv
 from drvtopk import engine
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine, Prepared
@@ -39,11 +38,7 @@ class Device(emulated.EmulatedDriver):
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     """A device that is not there, and little memory for it."""
-    fake = Device()
-    monkeypatch.setattr(drv, "_loaded", Driver(fake))
-    monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(engine, "compile_variant", emulated._compile)
-    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
+    fake = emulated.use(monkeypatch, Device())
     small = {
         "POOL_BYTES": 16 << 20,
         "FLUSH_BYTES": 1 << 20,

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drvtopk import driver as drv
-from drvtopk import engine
 from drvtopk.__main__ import main
 from drvtopk.cli import demo, indexer
-from drvtopk.driver import Driver
 from drvtopk.reference import faults, narrowed
 from drvtopk.spec import ROUTES, Options
 from tests import emulated
@@ -24,12 +21,7 @@ from tests.emulated import EmulatedDriver
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> EmulatedDriver:
     """The process's only device, for one test."""
-    device = EmulatedDriver()
-    monkeypatch.setattr(drv, "_loaded", Driver(device))
-    monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(engine, "compile_variant", emulated._compile)
-    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
-    return device
+    return emulated.use(monkeypatch, EmulatedDriver())
 
 
 def test_demo_times_launches_back_to_back_and_nothing_else(

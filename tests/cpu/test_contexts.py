@@ -18,7 +18,6 @@ import pytest
 import drvtopk
 from drvtopk import driver as drv
 from drvtopk import engine
-from drvtopk.driver import Driver
 from drvtopk.engine import current_engine
 from drvtopk.errors import CompileError
 from drvtopk.reference import faults
@@ -52,19 +51,13 @@ class Compiler:
 
 
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
-    made = Compiler()
-    monkeypatch.setattr(engine, "compile_variant", made)
-    return made
+def compiler() -> Compiler:
+    return Compiler()
 
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> EmulatedDriver:
-    device = EmulatedDriver()
-    monkeypatch.setattr(drv, "_loaded", Driver(device))
-    monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
-    return device
+    return emulated.use(monkeypatch, EmulatedDriver(), compiler)
 
 
 def logits(seed: int, rows: int, width: int) -> Any:
