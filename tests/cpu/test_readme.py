@@ -14,7 +14,7 @@ from drvtopk.spec import DTYPES, INDEX_DTYPES, NANS, ORDERS, TIE_BREAKS, Options
 from tools import results_table
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *(ROOT / f / "README.md" for f in ("cuda_src", "drvtopk", "tests", "tools"))]
+PAGES = [ROOT / "README.md", *(p for f in ("cuda_src", "drvtopk", "tests", "tools") for p in (ROOT / f).glob("*.md"))]
 
 
 def test_the_examples_run_one_after_the_other() -> None:
@@ -46,7 +46,7 @@ def test_the_table_is_generated_from_the_committed_results() -> None:
     assert results_table.rewritten(text) == text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
