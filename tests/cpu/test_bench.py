@@ -24,11 +24,11 @@ from tools.checking import Expected
 
 
 class Device(emulated.EmulatedDriver):
-    """An emulated device that also copies within its memory, and that answers to the peers' GPU's name."""
+    """An emulated device that copies pageable memory too, and that answers to the peers' GPU's name."""
 
-    def _cuMemcpyDtoD(self, to: int, source: int, size: int) -> tuple[int]:
-        self.copies += 1
-        ctypes.memmove(self._inside(to, size), self._inside(source, size), size)
+    def _cuMemcpyAsync(self, to: int, source: int, size: int, stream: int) -> tuple[int]:
+        self.copies = next(self.copying)
+        ctypes.memmove(to, source, size)
         return (0,)
 
     def _cuDeviceGetName(self, length: int, device: Any) -> bytes:
@@ -190,11 +190,28 @@ def test_all_k_of_a_shape_share_its_data_its_floor_and_its_control_read(
 
     monkeypatch.setattr(timing.Clock, "time", time)
     monkeypatch.setattr(Expected, "wrong", lambda *_: [])
+    uploads: list[int] = []
+    upload = bench.Bench._upload
+
+    def counted(self: bench.Bench, address: int, array: Any) -> None:
+        uploads.append(array.nbytes)
+        upload(self, address, array)
+
+    monkeypatch.setattr(bench.Bench, "_upload", counted)
     found = run("--rows 1,2,4 --len 4096,8192 --k 8,16", tmp_path / "cells.jsonl")
     assert sorted(made) == [("normal", 4, 4096), ("normal", 4, 8192)]
-    assert device.names.count("cuMemcpyHtoD") == 6, "one upload a shape"
+    assert len(uploads) == 6, "one upload a shape"
     sizes = {rows * length for rows in (1, 2, 4) for length in (4096, 8192)}
     assert len(found) == 12 and len(timed) == 12 + 6 + len(sizes), "cells, control reads, floors"
+
+
+def test_all_work_goes_out_on_one_stream(device: Device, tmp_path: Path) -> None:
+    """Kernels on a second stream make every launch of a graph slower from then on."""
+    run("--rows 1,2 --len 4096 --k 8", tmp_path / "cells.jsonl")
+    ordered = {"cuMemsetD8Async", "cuMemcpyAsync", "cuGraphLaunch", "cuEventRecord", "cuStreamSynchronize"}
+    streams = {args[-1] for name, args in device.calls if name in ordered}
+    assert len(streams) == 1 and 0 not in streams
+    assert not {"cuMemcpyHtoD", "cuMemcpyDtoH", "cuMemcpyDtoD", "cuMemsetD8"} & set(device.names)
 
 
 def test_the_floor_is_timed_again_where_the_machine_has_changed(
