@@ -114,40 +114,56 @@ __device__ __forceinline__ void count_spread(const u32* keys, u32 held, const Sp
   }
 }
 
+// Stages what lies in bins above `bin`, and puts what lies in that one where it waits to be ranked. Batch: elements of a
+// thread in a turn.
+template <u32 Batch, int K, class IndexOf>
+__device__ __forceinline__ void stage_spread(const u32* keys, u32 held, const Spread& spread, u32 bin, Shared<K>& sh,
+                                             IndexOf index_of) {
+  const Candidates candidates(sh.bins);
+#pragma unroll 1
+  for (u32 base = 0; base < held; base += Batch * kThreads) {
+    u32 members = 0, waiting = 0;  // bits: which of the thread's elements
+#pragma unroll
+    for (u32 d = 0; d < Batch; ++d) {
+      const u32 i = base + d * kThreads + threadIdx.x;
+      const u32 own = spread.bin(keys[min(i, held - 1)]);
+      members |= i < held && own > bin ? 1u << d : 0u;
+      waiting |= i < held && own == bin ? 1u << d : 0u;
+    }
+    u32 place = warp_places(kMember * __popc(members) + kCandidate * __popc(waiting), &sh.scratch.tie_count);
+#pragma unroll
+    for (u32 d = 0; d < Batch; ++d) {
+      const u32 i = min(base + d * kThreads + threadIdx.x, held - 1);
+      if (members >> d & 1) sh.staged[place >> 16] = static_cast<int>(index_of(i));
+      place += members >> d & 1 ? kMember : 0u;
+    }
+#pragma unroll 1
+    while (waiting) {
+      const u32 d = 31 - __clz(waiting), i = base + d * kThreads + threadIdx.x;
+      waiting ^= 1u << d;
+      candidates.keys[place & 0xffffu] = keys[i];
+      candidates.indices[place & 0xffffu] = index_of(i);
+      place += kCandidate;
+    }
+  }
+}
+
 // The row's output from held keys, none of them below the lower bound of `spread`.
 // Before: the bins are cleared, above_count and tie_count are zero; a barrier since.
 template <int K, class IndexOf>
 __device__ __forceinline__ void select_held(const Row& row, const u32* keys, u32 held, const Spread& spread,
                                             const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {
-  constexpr u32 kBatch = 4;
   if (spread.usable()) {
     count_spread(keys, held, spread, sh.bins);
     __syncthreads();
     find_bin(sh.bins, K, sh.scratch);
     const u32 bin = sh.scratch.digit;
     if (sh.scratch.count <= kRanked) {
-      const Candidates candidates(sh.bins);
-#pragma unroll 1
-      for (u32 base = 0; base < held; base += kBatch * kThreads) {
-        u32 kinds[kBatch], mine = 0;
-#pragma unroll
-        for (u32 d = 0; d < kBatch; ++d) {
-          const u32 i = base + d * kThreads + threadIdx.x;
-          const u32 own = spread.bin(keys[min(i, held - 1)]);
-          kinds[d] = i >= held ? 0u : own > bin ? kMember : own == bin ? kCandidate : 0u;
-          mine += kinds[d];
-        }
-        u32 place = warp_places(mine, &sh.scratch.tie_count);
-#pragma unroll
-        for (u32 d = 0; d < kBatch; ++d) {
-          const u32 i = min(base + d * kThreads + threadIdx.x, held - 1);
-          if (kinds[d] == kMember) sh.staged[place >> 16] = static_cast<int>(index_of(i));
-          if (kinds[d] == kCandidate) {
-            candidates.keys[place & 0xffffu] = keys[i];
-            candidates.indices[place & 0xffffu] = index_of(i);
-          }
-          place += kinds[d];
-        }
+      // Each turn costs a scan and an atomic: few and larger ones, where registers allow.
+      if (kRegisters < 64 || held <= 4 * kThreads) {
+        stage_spread<4>(keys, held, spread, bin, sh, index_of);
+      } else {
+        stage_spread<8>(keys, held, spread, bin, sh, index_of);
       }
       __syncthreads();
       finish_ranked(row, p, r, sh);

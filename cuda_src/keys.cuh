@@ -38,6 +38,12 @@ __device__ __forceinline__ float value_of(u32 bits) {
   return __uint_as_float(kDtype == Dtype::kBfloat16 ? bits << 16 : bits);
 }
 
+// The cheapest test there is: a pivot's value may not be NaN.
+__device__ __forceinline__ bool float_reaches(u32 bits, float value) {
+  const float x = value_of(bits);
+  return kNanHighest ? !(x < value) : x >= value;
+}
+
 // A test that every logit passes whose key reaches a pivot, and few others: cheaper than the key.
 class Reaches {
  public:
@@ -46,8 +52,7 @@ class Reaches {
 
   __device__ __forceinline__ bool operator()(u32 bits) const {
     if constexpr (!kQuickValue) return ordered_key(bits) >= pivot_;
-    const float x = value_of(bits);
-    return all_ | (kNanHighest ? !(x < value_) : x >= value_);  // a pivot that is NaN tells nothing apart
+    return all_ | float_reaches(bits, value_);  // a pivot that is NaN tells nothing apart
   }
 
  private:

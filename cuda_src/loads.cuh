@@ -3,6 +3,7 @@
 // is read; before `begin` at most what lies in the same load. No shared memory, no barrier.
 #pragma once
 #include "keys.cuh"
+#include "ptx.cuh"
 
 // The elements of one row that count: its window.
 struct Row {
@@ -62,6 +63,16 @@ struct Loaded {
   __device__ __forceinline__ u32 bits(int v) const {
     if constexpr (sizeof(Logit) == 4) return words[v];
     return v % 2 ? words[v / 2] >> 16 : words[v / 2] & 0xffffu;
+  }
+  // The same where v is not known when the kernel is compiled.
+  __device__ __forceinline__ u32 picked(u32 v) const {
+    constexpr u32 kEach = 4 / sizeof(Logit);
+    constexpr u32 kLast = sizeof(words) / 4 - 1;
+    const u32 which = v / kEach;
+    const u32 low = which & 1 ? words[kLast & 1] : words[0], high = which & 1 ? words[kLast] : words[kLast & 2];
+    const u32 word = which & 2 ? high : low;
+    if constexpr (sizeof(Logit) == 4) return word;
+    return v % 2 ? word >> 16 : word & 0xffffu;
   }
 };
 
@@ -168,6 +179,21 @@ __device__ __forceinline__ void load_ahead(const Row& row, u32 begin, u32 end, B
   }
 }
 
+// Whether an element of a load is at least `value`. Two bfloat16 are compared at once.
+template <int Vec>
+__device__ __forceinline__ bool any_reaches(const Loaded<Vec>& pack, float value) {
+  if constexpr (kDtype == Dtype::kBfloat16 && Vec > 1) {
+    u32 largest = pack.words[0];
+#pragma unroll
+    for (int w = 1; w < Vec / 2; ++w) largest = ptx::max_of_pairs(largest, pack.words[w]);
+    return float_reaches(largest & 0xffffu, value) | float_reaches(largest >> 16, value);
+  }
+  bool one = false;
+#pragma unroll
+  for (int v = 0; v < Vec; ++v) one |= float_reaches(pack.bits(v), value);
+  return one;
+}
+
 // Queues the loads in which something is at least `value`, which should be few: their numbers, from base on, as many as there
 // is room for; all are counted. Not those elements that fill no load. Whole warps call it: places are taken a warp at a time, so that
 // nothing waits in the loop but for memory.
@@ -183,12 +209,7 @@ __device__ __forceinline__ void queue_reaching(const Stretch<Vec>& stretch, floa
     u32 some = 0;
 #pragma unroll
     for (u32 d = 0; d < Deep; ++d) {
-      bool one = false;
-#pragma unroll
-      for (int v = 0; v < Vec; ++v) {
-        const float x = value_of(batch.loaded[d].bits(v));
-        one |= kNanHighest ? !(x < value) : x >= value;
-      }
+      const bool one = any_reaches(batch.loaded[d], value);
       some |= one && pack + d * kThreads < stretch.packs ? 1u << d : 0u;
     }
     if (!__ballot_sync(0xffffffffu, some != 0)) continue;
@@ -198,6 +219,51 @@ __device__ __forceinline__ void queue_reaching(const Stretch<Vec>& stretch, floa
       if (some >> d & 1) {
         if (place < room) queue[place] = pack + d * kThreads;
         ++place;
+      }
+    }
+  }
+}
+
+// put(place, bits, position) for the elements that are at least `value`, which should be few, out of the registers that they
+// were loaded into. Not for those that fill no load. Places come from `counter`. Whole warps call it, as above.
+template <int Vec, u32 Deep, class Put>
+__device__ __forceinline__ void pick_reaching(const Stretch<Vec>& stretch, float value, u32* counter, Put put) {
+  const u32 lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (u32 begin = threadIdx.x - lane; begin < stretch.packs; begin += Deep * kThreads) {
+    const u32 pack = begin + lane;
+    const u32 before = kRowStarts && pack == 0 ? stretch.first - stretch.base : 0u;  // the window, in the first load
+    Batch<Vec, Deep> batch;
+    batch.load(stretch.from, pack, stretch.packs);
+    u32 some = 0;  // loads in which something reaches it
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) {
+      bool one = any_reaches(batch.loaded[d], value);
+      if (kRowStarts && d == 0 && before != 0) {
+        one = false;
+#pragma unroll
+        for (u32 v = 1; v < Vec; ++v) one |= v >= before && float_reaches(batch.loaded[0].bits(v), value);
+      }
+      some |= one && pack + d * kThreads < stretch.packs ? 1u << d : 0u;
+    }
+    if (!__ballot_sync(0xffffffffu, some != 0)) continue;
+    u32 place = warp_places(__popc(some), counter);
+#pragma unroll
+    for (u32 d = 0; d < Deep; ++d) {
+      if (some >> d & 1) {
+        u32 hits = 0;
+#pragma unroll
+        for (u32 v = 0; v < Vec; ++v) hits |= float_reaches(batch.loaded[d].bits(v), value) ? 1u << v : 0u;
+        if (kRowStarts && d == 0) hits &= ~0u << before;
+        const u32 position = stretch.base + (pack + d * kThreads) * Vec;
+        u32 to = place++;
+        while (true) {
+          const u32 v = 31 - __clz(hits);
+          put(to, batch.loaded[d].picked(v), position + v);
+          hits ^= 1u << v;
+          if (hits == 0) break;
+          to = atomicAdd(counter, 1u);  // seldom two in one load
+        }
       }
     }
   }

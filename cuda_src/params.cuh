@@ -9,6 +9,7 @@ using u64 = unsigned long long;
 constexpr u32 kThreads = DRVTOPK_THREADS;
 constexpr u32 kWarps = kThreads / 32;
 constexpr u32 kRegisters = 65536 / (kThreads * DRVTOPK_MIN_BLOCKS);  // of a thread, at least, on every GPU there is
+constexpr bool kShares = DRVTOPK_MIN_BLOCKS > 1 && DRVTOPK_CLUSTER == 1;  // two blocks an SM, so as many rows as SMs
 constexpr u32 kDigitBits = DRVTOPK_DIGIT_BITS;
 constexpr u32 kBins = 1u << kDigitBits;
 constexpr u32 kRoundWords = DRVTOPK_ROUND_WORDS;
@@ -16,6 +17,7 @@ constexpr u32 kRounds = DRVTOPK_ROUNDS;
 constexpr u32 kStateLineWords = DRVTOPK_STATE_LINE / 4;
 constexpr u32 kShortMax = DRVTOPK_SHORT_MAX;
 constexpr u32 kSamples = DRVTOPK_SAMPLES;
+constexpr u64 kCachedBytes = DRVTOPK_CACHED_BYTES;
 constexpr u32 kRadixThreshold = DRVTOPK_RADIX_THRESHOLD;
 constexpr u32 kClusterThreshold = DRVTOPK_CLUSTER_THRESHOLD;
 constexpr u32 kCluster = DRVTOPK_CLUSTER;  // blocks of a hardware cluster; 1: there are none

@@ -54,8 +54,26 @@ __device__ __forceinline__ u32 lanes_below() {
   return v;
 }
 
+// SMs of the GPU, or some more.
+__device__ __forceinline__ u32 sms() {
+  u32 v;
+  asm("mov.u32 %0, %%nsmid;" : "=r"(v));
+  return v;
+}
+
 // Lets the SM's other warps run between two looks at a flag.
 __device__ __forceinline__ void pause() { asm volatile("nanosleep.u32 20;"); }
+
+// The larger of two bfloat16 each, of a NaN and a number the number, unless NaN is the highest.
+__device__ __forceinline__ u32 max_of_pairs(u32 a, u32 b) {
+  u32 v;
+  if constexpr (kNanHighest) {
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  } else {
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  }
+  return v;
+}
 
 // Programmatic dependent launch. Goes on when the predecessor on the stream has ended and what it wrote is visible: before
 // that nothing is read or written that others may touch.

@@ -183,14 +183,14 @@ __device__ __forceinline__ void row_cluster(const Row& row, const Params& p, u32
     return;
   }
   Batch<Vec, kClusterDeep<Vec>> ahead;
-  const u32 samples = samples_of(row.n, room);
+  const u32 samples = samples_of(K, row.n, room);
   const bool few_equal = find_pivot<Vec>(row, samples, sample_rank(K, row.n, samples, room), sh.rest, sh.bins, s,
                                          [&] { load_ahead(row, part.begin, part.end, ahead); });
   const u32 pivot = s.pivot;
-  const List list{sh.rest, sh.rest + room, sh.rest + 2 * room, room, few_equal};
+  const List list{sh.rest, sh.rest + room, sh.rest + 2 * room, room, way_of(p, few_equal)};
   u32* const slots = sh.rest + 3 * room;
   u32 rest = part.begin;
-  if (few_equal) {
+  if (kQuickValue && few_equal) {
     const Stretch<Vec> stretch(row, part.begin, part.end);
     list_ahead(row, stretch, pivot, ahead, list, s);
     const u32 listed = stretch.base + min(stretch.packs, kClusterDeep<Vec> * kThreads) * Vec;

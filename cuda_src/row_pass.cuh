@@ -9,8 +9,8 @@
 
 // With less room than this, or fewer elements than two for a sample, guessing does not pay.
 constexpr u32 kLeastCandidates = kSamples / 2;
-// Longer rows have fewer members among so many samples, and take more of them.
-constexpr u32 kTwiceFrom = 1u << 17, kMoreFrom = 1u << 19;  // elements
+// Rows of so many elements take twice the samples: keeping fewer is then worth more.
+constexpr u32 kTwiceFrom = 1u << 17;
 constexpr u32 kDeep = kRegisters >= 128  ? 16
                       : kRegisters >= 64 ? 8
                                          : 4;  // loads of a thread under way at once: what registers allow
@@ -25,13 +25,24 @@ __device__ __forceinline__ u32 sample_rank(u32 k, u32 n, u32 samples, u32 room) 
   return min(static_cast<u32>(root * root) + 1u, samples);
 }
 
-// How many samples a row of n elements is guessed from, where keys[0 .. 2 room) has space for them.
-__device__ __forceinline__ u32 samples_of(u32 n, u32 room) {
-  const u32 most = n >= kMoreFrom ? 8 * kSamples : n >= kTwiceFrom ? 2 * kSamples : kSamples;
-  u32 samples = kSamples;
-  while (samples < most && 2 * samples <= 2 * room) samples *= 2;
+// Whether that rank is 4.5 standard deviations from either end.
+__device__ __forceinline__ bool sample_is_safe(u32 k, u32 n, u32 samples, u32 room) {
+  const float scale = static_cast<float>(samples) / static_cast<float>(n);
+  return sqrtf(static_cast<float>(room) * scale) - sqrtf(static_cast<float>(k) * scale) >= 4.5f;
+}
+
+// How many samples a row of n elements is guessed from, where keys[0 .. 2 room) has space for them: as few as are safe, since
+// each costs as much as reading many elements.
+__device__ __forceinline__ u32 samples_of(u32 k, u32 n, u32 room) {
+  u32 samples = n >= kTwiceFrom && kSamples <= room ? 2 * kSamples : kSamples;
+  while (samples < 8 * kSamples && samples <= room && 4 * samples <= n && !sample_is_safe(k, n, samples, room)) {
+    samples *= 2;
+  }
   return samples;
 }
+
+// Loads of samples that a thread has under way at once.
+constexpr u32 kDrawn = kCluster > 1 && kRegisters < 128 ? 1 : 4;
 
 // A key that about `wanted` of the samples reach, and few more: where the bin begins that holds the wanted-th largest, the bins
 // being made smaller until that one holds few; or, where many are equal, that value. Leaves it in Scratch, with the samples'
@@ -40,20 +51,29 @@ __device__ __forceinline__ u32 samples_of(u32 n, u32 room) {
 template <int Vec, class Meanwhile>
 __device__ __forceinline__ bool find_pivot(const Row& row, u32 samples, u32 wanted, u32* keys, u32* bins, Scratch& s,
                                            Meanwhile meanwhile) {
+  // Samples come as eight neighbours where loads are narrow, for these lie in one sector of memory.
+  constexpr u32 kNeighbours = Vec < 8 ? 8 / Vec : 1;
   const u32 packs = samples / Vec, skip = row.lead() != 0;  // the first load may begin before the window
-  const u32 there = (row.lead() + row.n) / Vec - skip;
+  const u32 places = packs / kNeighbours, there = ((row.lead() + row.n) / Vec - skip) / kNeighbours;
   u32 low = ~0u, high = 0;
-  // One load at a drawn place of each of `packs` equal stretches, so that no period of the data meets all of them.
+  // At a drawn place of each of equal stretches, so that no period of the data meets all of them.
   const auto sample = [&](u32 i) {
-    const u64 jitter = static_cast<u64>(i * 2654435761u) * there >> 32;
-    const u32 at = static_cast<u32>((static_cast<u64>(i) * there + jitter) >> (31 - __clz(packs))) + skip;
+    const u32 place = i / kNeighbours;
+    const u64 jitter = static_cast<u64>(place * 2654435761u) * there >> 32;
+    const u32 at = static_cast<u32>((static_cast<u64>(place) * there + jitter) >> (31 - __clz(places)));
     Loaded<Vec> pack;
-    pack.load(row.base + static_cast<u64>(at) * Vec);
+    pack.load(row.base + static_cast<u64>(at * kNeighbours + i % kNeighbours + skip) * Vec);
     return pack;
   };
-  u32 i = threadIdx.x;
-  Loaded<Vec> pack{};
-  if (i < packs) pack = sample(i);
+  Loaded<Vec> drawn[kDrawn];
+  const auto draw = [&](u32 first) {
+#pragma unroll
+    for (u32 d = 0; d < kDrawn; ++d) {
+      drawn[d] = {};
+      if (first + d * kThreads < packs) drawn[d] = sample(first + d * kThreads);
+    }
+  };
+  draw(threadIdx.x);
   meanwhile();
   clear_bins(bins);
   if (threadIdx.x == 0) {
@@ -62,16 +82,21 @@ __device__ __forceinline__ bool find_pivot(const Row& row, u32 samples, u32 want
   }
   __syncthreads();
 #pragma unroll 1
-  while (i < packs) {
+  for (u32 first = threadIdx.x; first < packs; first += kDrawn * kThreads) {
 #pragma unroll
-    for (int v = 0; v < Vec; ++v) {
-      const u32 key = ordered_key(pack.bits(v));
-      keys[v * packs + i] = key;
-      low = min(low, key);
-      high = max(high, key);
+    for (u32 d = 0; d < kDrawn; ++d) {
+      const u32 i = first + d * kThreads;
+      if (i < packs) {
+#pragma unroll
+        for (int v = 0; v < Vec; ++v) {
+          const u32 key = ordered_key(drawn[d].bits(v));
+          keys[v * packs + i] = key;
+          low = min(low, key);
+          high = max(high, key);
+        }
+      }
     }
-    i += kThreads;
-    if (i < packs) pack = sample(i);
+    if (first + kDrawn * kThreads < packs) draw(first + kDrawn * kThreads);
   }
   widen(low, high, s);
   __syncthreads();
@@ -111,33 +136,43 @@ __device__ __forceinline__ bool find_pivot(const Row& row, u32 samples, u32 want
   return false;
 }
 
+// How a loop over a row lists what reaches the pivot.
+enum class Way {
+  kOneByOne,  // as it comes: much may equal the pivot
+  kQueue,     // notes the loads in which something reaches it, and looks at them afterwards: the loop does the least
+  kPick,      // takes it out of the registers: nothing is read again
+};
+
+constexpr bool kPicks = kCluster == 1 || kRegisters >= 128;  // with fewer, registers would be spilled
+
+// Where a loop waits for memory alone, because all SMs read at once and nothing stays in a cache, picking costs no time and
+// reading again does. Elsewhere it is the other way round.
+__device__ __forceinline__ Way way_of(const Params& p, bool few_equal) {
+  if (!kQuickValue || !few_equal) return Way::kOneByOne;
+  if (kShares) return Way::kPick;
+  if (!kPicks) return Way::kQueue;
+  const bool crowded = 4 * gridDim.x >= 3 * ptx::sms();
+  return crowded && static_cast<u64>(p.rows) * p.width * sizeof(Logit) > kCachedBytes ? Way::kPick : Way::kQueue;
+}
+
 // Where a block lists what reaches the pivot: `room` keys and indices, s.gathered of them, from the front; and from the end of the
 // staged places s.gathered_ties indices of keys that equal it, of which no more than K are ever needed, and where indices do
-// not matter, any. Where few equal it, those may be in the list too. Where there is space enough for a queue beside
-// the list, the loop over the row only notes the loads in which something reaches the pivot.
+// not matter, any. Where few equal it, those may be in the list too.
 struct List {
   u32* keys;
   u32* indices;
-  u32* queue;
+  u32* queue;  // of `room` loads
   u32 room;
-  bool queues;
+  Way way;
 
-  // The list of a block alone, in the `candidates` pairs that it has. A queue must leave the list so much room that a pivot
-  // can be 4.5 standard deviations from either end (sample_rank).
-  template <int K>
-  __device__ __forceinline__ static List make(const Params& p, u32 n, u32 samples, Shared<K>& sh) {
-    const u32 some = 2 * p.candidates / 3;
-    const float scale = static_cast<float>(samples) / static_cast<float>(n);
-    const bool queues = kQuickValue && sqrtf(some * scale) - sqrtf(K * scale) >= 4.5f;
-    const u32 room = queues ? some : p.candidates;
-    return {sh.rest, sh.rest + room, sh.rest + 2 * room, room, queues};
-  }
-  __device__ __forceinline__ void add(u32 key, u32 index, Scratch& s) const {
-    const u32 place = atomicAdd(&s.gathered, 1u);
+  __device__ __forceinline__ void put(u32 place, u32 key, u32 index) const {
     if (place < room) {
       keys[place] = key;
       indices[place] = index;
     }
+  }
+  __device__ __forceinline__ void add(u32 key, u32 index, Scratch& s) const {
+    put(atomicAdd(&s.gathered, 1u), key, index);
   }
 };
 
@@ -146,15 +181,25 @@ template <int K, int Vec, u32 Deep>
 __device__ __forceinline__ void list_reaching(const Row& row, u32 begin, u32 end, u32 pivot, const List& list,
                                               Shared<K>& sh) {
   Scratch& s = sh.scratch;
-  if (list.queues) {
+  if (kQuickValue && list.way != Way::kOneByOne) {
     const Stretch<Vec> stretch(row, begin, end);
-    queue_reaching<Vec, Deep>(stretch, value_of(bits_of(pivot)), list.queue, list.room, &s.candidate_count);
-    __syncthreads();
-    const u32 queued = s.candidate_count;
+    const float value = value_of(bits_of(pivot));
     const auto look = [&](u32 bits, u32 at) {
       const u32 key = ordered_key(bits);
       if (key >= pivot && (!kRowStarts || at >= stretch.first)) list.add(key, at - row.lead(), s);
     };
+    const u32 at = stretch.base + stretch.packs * Vec + threadIdx.x;  // what fills no load
+    if (at < stretch.last) look(__ldg(row.base + at), at);
+    if (kPicks && list.way == Way::kPick) {
+      pick_reaching<Vec, Deep>(stretch, value, &s.gathered, [&](u32 place, u32 bits, u32 position) {
+        list.put(place, ordered_key(bits), position - row.lead());
+      });
+      return;
+    }
+    if constexpr (kShares) return;
+    queue_reaching<Vec, Deep>(stretch, value, list.queue, list.room, &s.candidate_count);
+    __syncthreads();
+    const u32 queued = s.candidate_count;
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < min(queued, list.room); i += kThreads) {
       const u32 which = list.queue[i];
@@ -163,8 +208,6 @@ __device__ __forceinline__ void list_reaching(const Row& row, u32 begin, u32 end
 #pragma unroll
       for (int v = 0; v < Vec; ++v) look(again.bits(v), stretch.base + which * Vec + v);
     }
-    const u32 at = stretch.base + stretch.packs * Vec + threadIdx.x;  // what fills no load
-    if (at < stretch.last) look(__ldg(row.base + at), at);
     if (queued > list.room && threadIdx.x == 0) atomicAdd(&s.gathered, list.room + 1);  // something is missing
     return;
   }
@@ -185,11 +228,15 @@ __device__ __forceinline__ void list_reaching(const Row& row, u32 begin, u32 end
 template <int K, int Vec>
 __device__ __forceinline__ bool row_pass(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   Scratch& s = sh.scratch;
-  const u32 samples = samples_of(row.n, p.candidates);
-  List list = List::make(p, row.n, samples, sh);
+  // A queue takes the place of a third of the list.
+  const u32 beside = way_of(p, true) == Way::kQueue ? 2 * p.candidates / 3 : p.candidates;
+  const u32 samples = samples_of(K, row.n, beside);
+  const bool queues = beside < p.candidates && sample_is_safe(K, row.n, samples, beside);
+  const u32 room = queues ? beside : p.candidates;
   const bool few_equal =
-      find_pivot<Vec>(row, samples, sample_rank(K, row.n, samples, list.room), sh.rest, sh.bins, s, [] {});
-  list.queues = list.queues && few_equal;
+      find_pivot<Vec>(row, samples, sample_rank(K, row.n, samples, room), sh.rest, sh.bins, s, [] {});
+  const Way way = way_of(p, few_equal);
+  const List list{sh.rest, sh.rest + room, sh.rest + 2 * room, room, way == Way::kQueue && !queues ? Way::kPick : way};
   const u32 pivot = s.pivot;
   list_reaching<K, Vec, kDeep>(row, 0, row.n, pivot, list, sh);
   __syncthreads();

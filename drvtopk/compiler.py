@@ -227,6 +227,7 @@ def definitions(variant: Variant, arch: str) -> dict[str, int | str]:
         "DRVTOPK_STATE_LINE": spec.WORKSPACE_ALIGNMENT,
         "DRVTOPK_SHORT_MAX": variant.tuning.short_max,
         "DRVTOPK_SAMPLES": variant.tuning.samples,
+        "DRVTOPK_CACHED_BYTES": variant.tuning.cached_bytes,
         "DRVTOPK_RADIX_THRESHOLD": variant.tuning.radix_threshold,
         "DRVTOPK_CLUSTER_THRESHOLD": variant.tuning.cluster_threshold,
         "DRVTOPK_CLUSTER": variant.cluster,

@@ -91,6 +91,8 @@ class Tuning:
     samples: int = 2048
     """Keys that a pivot is guessed from, up to eight times as many of long rows; a power of two, at least 32. Rows of
     fewer elements than twice that do without."""
+    cached_bytes: int = 48 << 20
+    """A launch with more bytes of logits than this finds nothing that it has read in a cache again."""
     wait_limit: int = 0
     """Debug build: after so many looks a waiting block reports what it waits for and ends the launch. 0: no limit."""
 
@@ -102,6 +104,7 @@ class Tuning:
             "cluster_threshold",
             "min_chunk",
             "max_candidates",
+            "cached_bytes",
         ):
             value = getattr(self, name)
             if not 1 <= value <= MAX_WIDTH:

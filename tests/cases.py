@@ -37,6 +37,7 @@ SMALL = Tuning(
     min_chunk=64,
     max_candidates=160,
     samples=128,
+    cached_bytes=20_000,
 )
 """Rows of 1500 elements take every path."""
 KS = (1, 2, 7, 16, 64, 100, 300, 500, 511, 512, 513, 1000, 1024, 2028, 2048, 2051, 3000, 4096)

@@ -55,7 +55,8 @@ def test_torch_tensors_go_in_and_come_out_without_a_copy(gpu: Gpu, route: str) -
         rows = x[:, 1:]  # neither aligned nor contiguous
         rows.requires_grad_()
         lengths = torch.tensor([[70_000], [9], [0]], dtype=torch.int32, device="cuda")
-        how: dict[str, Any] = {"route": route, "order": "value", "tie_break": "smallest"}  # 16 bits have ties among so many
+        # 16 bits have ties among so many.
+        how: dict[str, Any] = {"route": route, "order": "value", "tie_break": "smallest"}
         found = drvtopk.topk(rows, 100, lengths, values=True, **how)
         indices, values = torch.from_dlpack(found.indices), torch.from_dlpack(found.values)
         assert indices.data_ptr() == found.indices.__cuda_array_interface__["data"][0]

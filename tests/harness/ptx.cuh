@@ -14,6 +14,21 @@ u32 fetch_add_relaxed(u32* p, u32 v);
 void pause();
 void wait_for_predecessor();
 inline void let_successor_begin() {}
+inline u32 sms() { return 4; }
+inline u32 max_of_pairs(u32 a, u32 b) {
+  const auto larger = [](u32 x, u32 y) {
+    const auto value = [](u32 bits) {
+      const u32 word = bits << 16;
+      float f;
+      __builtin_memcpy(&f, &word, 4);
+      return f;
+    };
+    if (value(x) != value(x)) return kNanHighest ? 0x7fffu : y;
+    if (value(y) != value(y)) return kNanHighest ? 0x7fffu : x;
+    return value(x) < value(y) ? y : x;
+  };
+  return larger(a & 0xffffu, b & 0xffffu) | larger(a >> 16, b >> 16) << 16;
+}
 [[noreturn]] void give_up(u32 what, u32 wanted, u32 seen);
 
 inline u32 load_shared(const u32* p) {  // beside atomics

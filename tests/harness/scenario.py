@@ -17,7 +17,8 @@ from tests.inputs import INPUTS, make
 # Rows of at most 1500 elements take every path.
 TUNING = SMALL
 WIDTH = 1500
-ROOMY = replace(TUNING, max_candidates=1400, samples=512)  # room for a queue beside the list of what reaches a pivot
+# Room for a queue beside the list of what reaches a pivot, and caches that hold what is read.
+ROOMY = replace(TUNING, max_candidates=1400, samples=512, cached_bytes=1 << 20)
 KS = (16, 64, 100, 300)
 WORKSPACES = ("zeros", "ones", "random", "words of the meeting", "leftovers")
 
@@ -241,6 +242,8 @@ def telling_scenario(seed: int) -> Scenario:
     tuning = TUNING
     if seed % 32 == 2:
         k, tuning = 32, ROOMY
+    elif seed % 32 == 18:  # hardly more room than places: too much is kept, or too little
+        tuning = replace(TUNING, max_candidates=k + 6)
     logits, lengths = rows_of_every_path(rows, k, random)
     if kind == 3 and seed % 8 == 3:
         with np.errstate(invalid="ignore"):
