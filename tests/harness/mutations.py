@@ -87,7 +87,6 @@ _BY_HAND = (
     ("held.cuh", "i < held && own > bin ?", "i < held && own >= bin ?", "all of a bin are members"),
     ("loads.cuh", "if (kRowStarts && d == 0) hits &= ~0u << before;", "", "picked before the window"),
     ("loads.cuh", "to = atomicAdd(counter, 1u);", "", "two of one load at one place"),
-    ("row_pass.cuh", "if (queued > list.room && threadIdx.x == 0)", "if (false)", "more is queued than there is room for"),
     ("rank.cuh", "other > key ||", "other >= key ||", "equal candidates all rank behind each other"),
     ("finish.cuh", "if (i >= m) sh.staged[i] = 0x7fffffff;", "", "no padding behind what is sorted"),
     ("finish.cuh", "other.before(mine) == (lower == up)", "other.before(mine) == up", "the sort goes one way only"),

@@ -237,7 +237,8 @@ def telling_scenario(seed: int) -> Scenario:
     random = np.random.default_rng(seed)
     kind = seed % 4
     meeting = kind == 1
-    rows, chunk, slots = (2, 252, 13) if meeting else (10, 500, 7)
+    alone = seed % 8 == 2  # each block has an SM to itself
+    rows, chunk, slots = (2, 252, 13) if meeting else (10, 500, 12 if alone else 7)
     k = 200 if kind == 3 else 64  # enough that the sort crosses warps
     tuning = TUNING
     if seed % 32 == 2:
@@ -249,9 +250,12 @@ def telling_scenario(seed: int) -> Scenario:
         with np.errstate(invalid="ignore"):
             logits = np.round(logits)  # ties, where these rows are told apart by index and sorted
     options = Options(order="value", tie_break="smallest") if kind == 3 else PLAIN
+    row_starts = None
+    if seed % 16 == 10:  # windows that begin within a load
+        options, row_starts = Options(row_starts=True), random.integers(0, 8, rows).astype(np.int32)
     if seed % 16 == 14:  # values that nothing is quick with: held in shared memory, and not queued
         options = Options(dtype="float16")
-    problem = Problem(rows=rows, width=WIDTH, k=k, options=options, sm_budget=3 if kind == 2 else None)
+    problem = Problem(rows=rows, width=WIDTH, k=k, options=options, sm_budget=3 if kind == 2 and not alone else None)
     return Scenario(
         plan=plan_for(
             problem,
@@ -262,6 +266,7 @@ def telling_scenario(seed: int) -> Scenario:
         ),
         logits=narrowed(logits, options.dtype),
         lengths=np.full(rows, WIDTH, np.int32) if meeting else lengths,
+        row_starts=row_starts,
         workspace="words of the meeting" if meeting else str(random.choice(WORKSPACES)),
         offset=0,
         slots=slots,
