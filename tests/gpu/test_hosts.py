@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +36,16 @@ THREADS = 32
 def host(name: str) -> Any:
     """A framework, with memory left for others."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    compiler = shutil.which("nvcc")
+    if compiler is not None:  # numba looks here for NVVM, unless it has a wheel of it
+        os.environ.setdefault("CUDA_HOME", str(Path(compiler).resolve().parent.parent))
     try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        pytest.skip(f"{NOT_INSTALLED} {name} ({error})")
+        found = importlib.import_module(name)
+        if name == "numba.cuda":
+            importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
+    except Exception as error:  # an ImportError, or whatever a framework says of libraries that it lacks
+        pytest.skip(f"{NOT_INSTALLED} {name} ({type(error).__name__}: {error})")
+    return found
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
