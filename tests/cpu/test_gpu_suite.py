@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from drvtopk.spec import Variant
 from tests.emulated import FAULTS
+from tests.gpu import support
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT, LIVENESS, OPTIONS = (f"tests/gpu/test_{name}.py" for name in ("exact", "liveness", "options"))
@@ -85,3 +87,20 @@ def test_every_fault_has_its_test() -> None:
 @pytest.mark.parametrize("fault", CAUGHT)
 def test_a_wrong_device_is_caught(codes: dict[str, int], fault: str) -> None:
     assert codes[fault] == pytest.ExitCode.TESTS_FAILED
+
+
+def test_what_is_cached_is_not_compiled_ahead_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path))
+    known = Variant(route="filtered", k=8, vec_size=1)
+    support.compile_ahead([known], "sm_90a")
+    entries = list(tmp_path.iterdir())
+    assert len(entries) == 1
+
+    def refuse(**how: object) -> None:
+        raise RuntimeError("a process is begun")
+
+    monkeypatch.setattr(support, "ProcessPoolExecutor", refuse)
+    support.compile_ahead([known], "sm_90a")
+    with pytest.raises(RuntimeError, match="a process is begun"):
+        support.compile_ahead([known, Variant(route="filtered", k=9, vec_size=1)], "sm_90a")
+    assert list(tmp_path.iterdir()) == entries

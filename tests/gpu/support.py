@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,12 +51,41 @@ def emulated() -> bool:
     return vars(engine)["compile_variant"] is not compiler.compile_variant
 
 
+class _Miss(Exception):
+    """A kernel is not in the cache."""
+
+
+class _Lookup(Cache):
+    """Answers with what there is, and has nothing compiled."""
+
+    def get(self, name: str) -> bytes:
+        found = super().get(name)
+        if found is None:
+            raise _Miss(name)
+        return found
+
+
 def compile_ahead(variants: Iterable[Variant], arch: str) -> None:
-    """Puts these into the cache, side by side: in processes, since NVRTC compiles one at a time in each."""
+    """Puts these into the cache, side by side: in processes, since NVRTC compiles one at a time in each.
+
+    Of several test processes that begin together (pytest-xdist), one compiles and the others find it done.
+    """
     if emulated():
         return
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(partial(_compile, arch=arch), variants))
+    with (Path(tempfile.gettempdir()) / f"drvtopk-tests-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = [variant for variant in variants if not _is_cached(variant, arch)]
+        if missing:
+            with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+                list(pool.map(partial(_compile, arch=arch), missing))
+
+
+def _is_cached(variant: Variant, arch: str) -> bool:
+    try:
+        compiler.compile_variant(variant, arch, cache=_Lookup(default_folder()))
+    except _Miss:
+        return False
+    return True
 
 
 def _compile(variant: Variant, arch: str) -> None:

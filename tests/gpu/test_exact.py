@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drvtopk.plan import Problem
-from drvtopk.spec import ROUTES, Tuning
+from drvtopk.reference import narrowed
+from drvtopk.spec import DEFAULT_TUNING, PLAIN, ROUTES, Options, Tuning
 from tests.gpu.support import INSTANTIATIONS, Floats, Gpu, layout
 from tests.inputs import INPUTS, make
 
@@ -228,6 +230,24 @@ def test_shapes_of_lengths(gpu: Gpu, shape: tuple[int, ...]) -> None:
     from drvtopk.reference import faults
 
     assert faults(x, 512, lengths, found) == []
+
+
+@pytest.mark.parametrize(
+    "options", [PLAIN, Options(dtype="bfloat16"), Options(row_starts=True)], ids=["plain", "bfloat16", "starts"]
+)
+@pytest.mark.parametrize("route", ["filtered", "clustered"])
+def test_rows_on_every_sm_that_no_cache_keeps(gpu: Gpu, route: str, options: Options) -> None:
+    """Then a block alone, and the blocks of a cluster, take what reaches the pivot out of registers."""
+    tuning = dataclasses.replace(DEFAULT_TUNING, cached_bytes=1 << 16)
+    sms = gpu.engine.device.sms
+    rows, width = (sms, 20_000) if route == "filtered" else (sms // 2, 120_000)
+    how: dict[str, Any] = {"group": 2} if route == "clustered" else {}
+    names = ["normal", "specials", "signed_zeros", "narrow_1.03", "steps_up", "two_values"]
+    base = np.concatenate([make(name, 1, width, seed=number) for number, name in enumerate(names)])
+    x = narrowed(base[np.arange(rows) % len(base)], options.dtype)
+    starts = np.arange(rows, dtype=np.int32) if options.row_starts else None
+    for vec in (1, None):
+        gpu.check(x, 512, route=route, tuning=tuning, options=options, row_starts=starts, vec=vec, **how)
 
 
 _lengths = st.one_of(st.integers(-3, 9000), st.sampled_from([-(2**31), 2**31 - 1, 512, 1024, 1025, 2048, 2049]))

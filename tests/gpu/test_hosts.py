@@ -22,7 +22,7 @@ from drvtopk.reference import faults
 from drvtopk.spec import ROUTES
 from tests.gpu.support import NOT_INSTALLED, Gpu
 
-pytestmark = [pytest.mark.alone, pytest.mark.real]
+pytestmark = [pytest.mark.alone(seconds=110), pytest.mark.real]  # a framework's first import may take most of it
 EXAMPLES = {
     "torch_decode": "torch",
     "cupy_script": "cupy",
