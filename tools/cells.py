@@ -171,6 +171,15 @@ def _adversarial(asked: Asked) -> list[Cell]:
     return [dataclasses.replace(cell, input=name) for cell in cells for name in INPUTS]
 
 
+def _adversarial_peers(asked: Asked) -> list[Cell]:
+    """Where the peers were given adversarial inputs too."""
+    return [
+        dataclasses.replace(_plain(rows, length, k), input=name)
+        for name, k, rows, length in yardstick.adversarial()
+        if k in (asked.ks or FULL_KS)
+    ]
+
+
 def _ragged(asked: Asked) -> list[Cell]:
     return [
         dataclasses.replace(_plain(rows, width, k), lengths=name)
@@ -208,6 +217,7 @@ GRIDS: dict[str, Callable[[Asked], list[Cell]]] = {
     "quick": _quick,
     "between": _between,
     "adversarial": _adversarial,
+    "adversarial_peers": _adversarial_peers,
     "ragged": _ragged,
     "prefill": _prefill,
     "bf16": _bf16,

@@ -57,6 +57,12 @@ def _cells() -> tuple[dict[tuple[Any, ...], dict[str, float]], dict[tuple[Any, .
     return times, wrong
 
 
+def adversarial() -> list[tuple[str, int, int, int]]:
+    """(input, k, rows, length) of what the peers were given beside normal values, as far as tests/inputs.py has it."""
+    ours = {theirs: name for name, theirs in SAME_INPUT.items()}
+    return [(ours[kind], k, rows, length) for kind, k, rows, length, *_ in data()["adversarial"] if kind in ours]
+
+
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Where the peers may have this cell: none of them was given windows, lengths or strides of other kinds."""
     plain = cell["stride"] == cell["len"] and not cell["offset"] and cell["lengths"] == "full"

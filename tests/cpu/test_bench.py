@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -523,6 +524,10 @@ def test_sets_are_what_they_say() -> None:
     assert max(bench.Bench.slice_bytes(c) for c in prefill) == bench.LARGEST_SLICE
     adversarial = cells.cells_of(["adversarial"], nothing)
     assert {c.input for c in adversarial} == set(INPUTS) and len(adversarial) == 3 * len(INPUTS)
+    beside = cells.cells_of(["adversarial_peers"], nothing)
+    assert {c.input for c in beside} == set(yardstick.SAME_INPUT) and {c.k for c in beside} == {512, 2048}
+    assert all(yardstick.at(dataclasses.asdict(c)) is not None for c in beside), "each has peers"
+    assert cells.cells_of(["adversarial_peers"], dataclasses.replace(nothing, ks=[1024])) == []
     asked = cells.Asked(rows=(64,), ks=(7,), inputs=("uniform",), routes=("filtered",))
     (one, two) = cells.cells_of(["ragged"], asked)
     assert {one.lengths, two.lengths} == {"uniform", "2000_to_4000"} and one.k == 7 and one.routes == ("filtered",)
