@@ -25,9 +25,7 @@ REQUIRED = os.environ.get("DRVTOPK_REQUIRE_GPU") == "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "alone(seconds=60): might hang on the device, so it runs in a process of its own"
-    )
+    config.addinivalue_line("markers", "alone: might hang on the device, so it runs in a process of its own")
     config.addinivalue_line("markers", "real: says nothing on an emulated device, and is skipped there")
 
 
@@ -91,10 +89,8 @@ def _only_routes_that_there_are(request: pytest.FixtureRequest) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    marker = pyfuncitem.get_closest_marker("alone")
-    if marker is None or CHILD in os.environ:
+    if pyfuncitem.get_closest_marker("alone") is None or CHILD in os.environ:
         return None
-    seconds = marker.kwargs.get("seconds", ALONE_SECONDS)
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", pyfuncitem.nodeid]
     root = pyfuncitem.config.rootpath
     try:
@@ -105,11 +101,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=seconds,
+            timeout=ALONE_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
         shown = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        pytest.fail(f"still running after {seconds} s, killed\n{shown}", pytrace=False)
+        pytest.fail(f"still running after {ALONE_SECONDS} s, killed\n{shown}", pytrace=False)
     for reason in MEANT:
         if done.returncode == 0 and "1 skipped" in done.stdout and reason in done.stdout:
             pytest.skip(reason)
