@@ -4,7 +4,7 @@
 #pragma once
 #include "finish.cuh"
 #include "loads.cuh"
-#include "rank.cuh"
+#include "narrow.cuh"
 
 // Reads row[begin, begin + held) into `keys` and counts the opening digit.
 template <int Vec>
@@ -74,31 +74,6 @@ __device__ __forceinline__ void finish_ranked(const Row& row, const Params& p, u
   }
 }
 
-// The row's output from held keys, by radix digits.
-// Before: the bins are cleared, above_count and tie_count are zero; a barrier since.
-template <int K, class IndexOf>
-__device__ __forceinline__ void select_by_digits(const Row& row, const u32* keys, u32 held, const Params& p, u32 r,
-                                                 Shared<K>& sh, IndexOf index_of) {
-  Scratch& s = sh.scratch;
-#pragma unroll 1
-  for (u32 i = threadIdx.x; i < held; i += kThreads) atomicAdd(&sh.bins[opening_digit(keys[i])], 1u);
-  __syncthreads();
-  find_bin(sh.bins, K, s);
-  Threshold t(s.digit, row.n);
-#pragma unroll 1
-  while (!t.decided(s)) {
-    clear_bins(sh.bins);
-    __syncthreads();
-    count_tied(keys, held, t, sh.bins, index_of);
-    __syncthreads();
-    find_bin(sh.bins, s.need, s);
-    t.refine(s);
-  }
-  stage_held(keys, held, K, t, sh.staged, s, index_of);
-  __syncthreads();
-  finish(row, K, out_of(p, r), sh);
-}
-
 // Counts keys by `spread`. Several are under way at once: without branches the loads stay together.
 __device__ __forceinline__ void count_spread(const u32* keys, u32 held, const Spread& spread, u32* bins) {
   constexpr u32 kBatch = 4;
@@ -114,21 +89,41 @@ __device__ __forceinline__ void count_spread(const u32* keys, u32 held, const Sp
   }
 }
 
-// Stages what lies in bins above `bin`, and puts what lies in that one where it waits to be ranked. Batch: elements of a
-// thread in a turn.
-template <u32 Batch, int K, class IndexOf>
-__device__ __forceinline__ void stage_spread(const u32* keys, u32 held, const Spread& spread, u32 bin, Shared<K>& sh,
-                                             IndexOf index_of) {
-  const Candidates candidates(sh.bins);
+// Held keys in one bin of `spread`, or all of them: what narrow.cuh walks. f(key, index), the index only where ties are told apart.
+constexpr u32 kEveryBin = ~0u;
+template <class IndexOf>
+struct HeldInBin {
+  const u32* keys;
+  u32 held;
+  const Spread& spread;
+  u32 bin;
+  IndexOf index_of;
+
+  template <class F>
+  __device__ __forceinline__ void operator()(F f) const {
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < held; i += kThreads) {
+      const u32 key = keys[i];
+      if (bin == kEveryBin || spread.bin(key) == bin) f(key, kTies ? index_of(i) : 0u);
+    }
+  }
+};
+
+// Stages the members among held keys, and calls waits(place, i) for each of those that wait for the last places, in places from 0
+// on. tell(key, i, member, waiting) says which they are. Batch: elements of a thread in a turn. Before: tie_count is zero.
+template <u32 Batch, int K, class IndexOf, class Tell, class Waits>
+__device__ __forceinline__ void stage_told(const u32* keys, u32 held, Shared<K>& sh, IndexOf index_of, Tell tell,
+                                           Waits waits) {
 #pragma unroll 1
   for (u32 base = 0; base < held; base += Batch * kThreads) {
     u32 members = 0, waiting = 0;  // bits: which of the thread's elements
 #pragma unroll
     for (u32 d = 0; d < Batch; ++d) {
       const u32 i = base + d * kThreads + threadIdx.x;
-      const u32 own = spread.bin(keys[min(i, held - 1)]);
-      members |= i < held && own > bin ? 1u << d : 0u;
-      waiting |= i < held && own == bin ? 1u << d : 0u;
+      bool member, waits_too;
+      tell(keys[min(i, held - 1)], min(i, held - 1), member, waits_too);
+      members |= i < held && member ? 1u << d : 0u;
+      waiting |= i < held && waits_too ? 1u << d : 0u;
     }
     u32 place = warp_places(kMember * __popc(members) + kCandidate * __popc(waiting), &sh.scratch.tie_count);
 #pragma unroll
@@ -139,40 +134,75 @@ __device__ __forceinline__ void stage_spread(const u32* keys, u32 held, const Sp
     }
 #pragma unroll 1
     while (waiting) {
-      const u32 d = 31 - __clz(waiting), i = base + d * kThreads + threadIdx.x;
+      const u32 d = 31 - __clz(waiting);
       waiting ^= 1u << d;
-      candidates.keys[place & 0xffffu] = keys[i];
-      candidates.indices[place & 0xffffu] = index_of(i);
+      waits(place & 0xffffu, base + d * kThreads + threadIdx.x);
       place += kCandidate;
     }
   }
 }
 
 // The row's output from held keys, none of them below the lower bound of `spread`.
-// Before: the bins are cleared, above_count and tie_count are zero; a barrier since.
+// Before: the bins are cleared, tie_count is zero; a barrier since.
 template <int K, class IndexOf>
 __device__ __forceinline__ void select_held(const Row& row, const u32* keys, u32 held, const Spread& spread,
                                             const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {
-  if (spread.usable()) {
+  Scratch& s = sh.scratch;
+  const Candidates candidates(sh.bins);
+  const auto rank_later = [&](u32 place, u32 i) {
+    candidates.keys[place] = keys[i];
+    candidates.indices[place] = index_of(i);
+  };
+  const bool spreads = spread.usable();
+  u32 bin = 0;
+  if (spreads) {
     count_spread(keys, held, spread, sh.bins);
     __syncthreads();
-    find_bin(sh.bins, K, sh.scratch);
-    const u32 bin = sh.scratch.digit;
-    if (sh.scratch.count <= kRanked) {
+    find_bin(sh.bins, K, s);
+    bin = s.digit;
+    if (s.count <= kRanked) {
+      const auto tell = [&](u32 key, u32, bool& member, bool& waits) {
+        const u32 own = spread.bin(key);
+        member = own > bin;
+        waits = own == bin;
+      };
       // Each turn costs a scan and an atomic: few and larger ones, where registers allow.
       if (kRegisters < 64 || held <= 4 * kThreads) {
-        stage_spread<4>(keys, held, spread, bin, sh, index_of);
+        stage_told<4>(keys, held, sh, index_of, tell, rank_later);
       } else {
-        stage_spread<8>(keys, held, spread, bin, sh, index_of);
+        stage_told<8>(keys, held, sh, index_of, tell, rank_later);
       }
       __syncthreads();
       finish_ranked(row, p, r, sh);
       return;
     }
-    clear_bins(sh.bins);
-    __syncthreads();
+  } else if (threadIdx.x == 0) {
+    s.need = K;
   }
-  select_by_digits(row, keys, held, p, r, sh, index_of);
+  Open open;
+  const bool ranks =
+      decide(open, sh.bins, s, HeldInBin<IndexOf>{keys, held, spread, spreads ? bin : kEveryBin, index_of});
+  const u32 need = s.need;
+  stage_told<4>(
+      keys, held, sh, index_of,
+      [&](u32 key, u32 i, bool& member, bool& waits) {
+        const u32 index = kTies ? index_of(i) : 0u;
+        member = open.below(key, index);
+        waits = open.holds(key, index);
+      },
+      [&](u32 place, u32 i) {
+        if (ranks) {
+          rank_later(place, i);
+        } else if (place < need) {
+          sh.staged[K - need + place] = static_cast<int>(index_of(i));
+        }
+      });
+  __syncthreads();
+  if (ranks) {
+    finish_ranked(row, p, r, sh);
+  } else {
+    finish(row, K, out_of(p, r), sh);
+  }
 }
 
 // The smallest and the largest of all threads' keys into Scratch. Before: s.low is all ones and s.high zero.

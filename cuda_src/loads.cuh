@@ -277,6 +277,7 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
   constexpr u32 kMostKey = 0xffffffffu >> (32 - kKeyBits);
   Reaches reaches(pivot);
   bool raised = false;
+  u32 left = ~0u;  // of the batch's loads, bits
   const auto look = [&](u32 bits, u32 at) {
     if (reaches(bits)) {
       const u32 key = ordered_key(bits);
@@ -284,7 +285,7 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
     }
   };
 #pragma unroll 1
-  for (u32 pack = threadIdx.x; pack < stretch.packs; pack += Deep * kThreads) {
+  for (u32 pack = threadIdx.x; pack < stretch.packs;) {
     Batch<Vec, Deep> batch;
     batch.load(stretch.from, pack, stretch.packs);
     if (!raised && pivot != kMostKey && enough()) {
@@ -299,6 +300,8 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
       for (int v = 0; v < Vec; ++v) one |= reaches(batch.loaded[d].bits(v));
       some |= one ? 1u << d : 0u;
     }
+    some &= left;
+    left = ~0u;
     // They are few, and still in a cache: made again, they need no choice among registers.
 #pragma unroll 1
     while (some) {
@@ -311,7 +314,12 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
 #pragma unroll
         for (int v = 0; v < Vec; ++v) look(again.bits(v), stretch.base + which * Vec + v);
       }
+      if (!raised && some != 0 && pivot != kMostKey && enough()) {  // then most of the others need no look
+        left = some;
+        break;
+      }
     }
+    if (left == ~0u) pack += Deep * kThreads;
   }
   const u32 at = stretch.base + stretch.packs * Vec + threadIdx.x;  // what fills no load
   if (at < stretch.last) look(__ldg(row.base + at), at);

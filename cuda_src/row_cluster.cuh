@@ -138,29 +138,52 @@ __device__ __forceinline__ void list_ahead(const Row& row, const Stretch<Vec>& s
   }
 }
 
-// What the other blocks sent to the leader's slots goes behind its own list. What did not fit into a slot is
-// fetched, and so are `ties` (some or none).
-template <int K>
-__device__ __forceinline__ void join_lists(const List& list, const u32* slots, u32 slot, bool ties, Shared<K>& sh) {
-  Scratch& s = sh.scratch;
+// What the other blocks sent to the leader's slots goes behind its own list.
+__device__ __forceinline__ void join_lists(const List& list, const u32* slots, u32 slot, const Scratch& s) {
   constexpr u32 kWarpsEach = kWarps / kCluster;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, from = warp / kWarpsEach;
   if (from == kLeader) return;
-  const u32 base = __reduce_add_sync(0xffffffffu, lane < from ? s.counts[lane] : 0u), count = s.counts[from];
+  const u32 base = __reduce_add_sync(0xffffffffu, lane < from ? s.counts[lane] : 0u);
+  const u32 sent = min(s.counts[from], slot);
 #pragma unroll 1
-  for (u32 i = warp % kWarpsEach * 32 + lane; i < count; i += kWarpsEach * 32) {
-    const u32 at = from * slot + i;
-    list.keys[base + i] = i < slot ? slots[at] : ptx::remote_load(&list.keys[i], from);
-    list.indices[base + i] = i < slot ? slots[list.room + at] : ptx::remote_load(&list.indices[i], from);
+  for (u32 i = warp % kWarpsEach * 32 + lane; i < sent; i += kWarpsEach * 32) {
+    list.keys[base + i] = slots[from * slot + i];
+    list.indices[base + i] = slots[list.room + from * slot + i];
   }
-  if (!ties) return;
-  const u32 tie_base = __reduce_add_sync(0xffffffffu, lane < from ? s.tie_counts[lane] : 0u);
+}
+
+// The same for what did not fit into a slot, and for ties, as many as there are places: all threads fetch from one block after
+// the other, for where members lie close together one block has most of them.
+template <int K>
+__device__ __forceinline__ void fetch_lists(const List& list, u32 slot, Shared<K>& sh) {
+  constexpr u32 kBatch = 4;  // loads under way at once
+  const Scratch& s = sh.scratch;
+  u32 base = s.counts[kLeader], tie_base = s.tie_counts[kLeader];
 #pragma unroll 1
-  for (u32 i = warp % kWarpsEach * 32 + lane; i < s.tie_counts[from]; i += kWarpsEach * 32) {
-    if (tie_base + i < K) {
+  for (u32 from = kLeader + 1; from < kCluster; ++from) {
+    const u32 count = s.counts[from], ties = s.tie_counts[from];
+#pragma unroll 1
+    for (u32 first = slot + threadIdx.x; first < count; first += kBatch * kThreads) {
+      u32 keys[kBatch], indices[kBatch];
+#pragma unroll
+      for (u32 d = 0; d < kBatch; ++d) {
+        const u32 i = min(first + d * kThreads, count - 1);
+        keys[d] = ptx::remote_load(&list.keys[i], from);
+        indices[d] = ptx::remote_load(&list.indices[i], from);
+      }
+#pragma unroll
+      for (u32 d = 0; d < kBatch; ++d) {
+        const u32 i = first + d * kThreads;
+        if (i < count) list.keys[base + i] = keys[d], list.indices[base + i] = indices[d];
+      }
+    }
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < ties && tie_base + i < K; i += kThreads) {
       const u32* const index = reinterpret_cast<const u32*>(&sh.staged[K - 1 - i]);
       sh.staged[K - 1 - tie_base - i] = static_cast<int>(ptx::remote_load(index, from));
     }
+    base += count;
+    tie_base += ties;
   }
 }
 
@@ -220,7 +243,8 @@ __device__ __forceinline__ void row_cluster(const Row& row, const Params& p, u32
   }
   const bool fetches = kept < K || __reduce_max_sync(0xffffffffu, count) > slot;
   if (rank == kLeader) {
-    join_lists(list, slots, slot, kept < K, sh);
+    join_lists(list, slots, slot, s);
+    if (fetches) fetch_lists(list, slot, sh);
     __syncthreads();
   }
   if (fetches) cluster_barrier();  // the leader has fetched

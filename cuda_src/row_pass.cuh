@@ -102,38 +102,37 @@ __device__ __forceinline__ bool find_pivot(const Row& row, u32 samples, u32 want
   __syncthreads();
   const u32 few = 1 + wanted / 8;
   const Spread spread(s.low, s.high);
-  if (spread.usable()) {
+  const bool spreads = spread.usable();
+  u32 bin = 0;
+  if (spreads) {
     count_spread(keys, samples, spread, bins);
     __syncthreads();
     find_bin(bins, wanted, s);
+    bin = s.digit;
     clear_bins(bins);
     const bool found = s.count <= few;
     if (found && threadIdx.x == 0) s.pivot = spread.edge(s.digit);
     __syncthreads();
     if (found) return true;
+  } else if (threadIdx.x == 0) {
+    s.need = wanted;
   }
-#pragma unroll 1
-  for (u32 j = threadIdx.x; j < samples; j += kThreads) atomicAdd(&bins[opening_digit(keys[j])], 1u);
-  __syncthreads();
-  find_bin(bins, wanted, s);
-  Threshold t(s.digit, 1);
+  Interval in;
+  const auto no_index = [](u32) { return 0u; };
+  const HeldInBin<decltype(no_index)> drawn_keys{keys, samples, spread, spreads ? bin : kEveryBin, no_index};
+  const u32 count = narrow(in, few, false, bins, s, Keys<decltype(drawn_keys)>{drawn_keys});
   clear_bins(bins);
-  __syncthreads();
+  if (in.low == in.high) {
+    if (threadIdx.x == 0) s.pivot = in.low;
+  } else {  // a key that there is, and not NaN's that no NaN has
 #pragma unroll 1
-  while (s.count > few && t.shift > 0) {
-    count_tied(keys, samples, t, bins, [](u32) { return 0u; });
-    __syncthreads();
-    find_bin(bins, s.need, s);
-    t.refine(s);
-    clear_bins(bins);
-    __syncthreads();
-  }
-#pragma unroll 1
-  for (u32 j = threadIdx.x; j < samples; j += kThreads) {
-    if (t.tied(keys[j], 0)) atomicMin(&s.pivot, keys[j]);
+    for (u32 j = threadIdx.x; j < samples; j += kThreads) {
+      if (in.contains(keys[j])) atomicMin(&s.pivot, keys[j]);
+    }
   }
   __syncthreads();
-  return false;
+  const float value = value_of(bits_of(s.pivot));
+  return count <= few && value == value;
 }
 
 // How a loop over a row lists what reaches the pivot.
@@ -216,7 +215,7 @@ __device__ __forceinline__ void list_reaching(const Row& row, u32 begin, u32 end
       [&](u32 key, u32 index) {
         if (kTies || key > pivot) {
           list.add(key, index, s);
-        } else {
+        } else if (kTies || ptx::load_shared(&s.gathered_ties) < K) {  // or all would queue for the counter
           const u32 place = atomicAdd(&s.gathered_ties, 1u);
           if (place < K) sh.staged[K - 1 - place] = static_cast<int>(index);
         }

@@ -1,0 +1,102 @@
+// Between which numbers does the need-th largest lie? An interval that holds it is made smaller by bins of equal width, 2048
+// at a time, whatever the numbers are: keys of infinities, of few values or of one outlier, and ranks of indices. For
+// what bins of equal width in value (keys.cuh) did not tell apart. Called by held.cuh, row_registers.cuh and row_pass.cuh.
+// Barriers inside. The numbers stay where they are and are walked again in each round, of which three decide everything.
+#pragma once
+#include "rank.cuh"
+
+struct Interval {
+  u32 low, high;
+
+  __device__ __forceinline__ bool contains(u32 x) const { return low <= x && x <= high; }
+};
+
+constexpr u32 kUncounted = ~0u;
+
+// Of the numbers for which each(f) calls f, at least s.need of them: leaves the interval in `in`, in s.need how many of those in it are
+// among the s.need largest, and in s.count how many it holds: at most `few`, or, where `whole` is set, wanted ones only, or
+// one number however often. Returns s.count, or kUncounted where all numbers are one and nothing was counted.
+// No barrier is needed before. After: a barrier; the bins may be overwritten.
+template <class Each>
+__device__ __forceinline__ u32 narrow(Interval& in, u32 few, bool whole, u32* bins, Scratch& s, const Each& each) {
+  u32 low = ~0u, high = 0, count = kUncounted;
+  each([&](u32 x) {
+    low = min(low, x);
+    high = max(high, x);
+  });
+  low = __reduce_min_sync(0xffffffffu, low);
+  high = __reduce_max_sync(0xffffffffu, high);
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  clear_bins(bins);
+  __syncthreads();  // the bounds of whoever came here before have been read
+  if (lane == 0) s.lows[warp] = low, s.highs[warp] = high;
+  __syncthreads();
+  in.low = __reduce_min_sync(0xffffffffu, s.lows[lane % kWarps]);
+  in.high = __reduce_max_sync(0xffffffffu, s.highs[lane % kWarps]);
+#pragma unroll 1
+  while (in.low != in.high) {
+    const u32 bits = 32 - __clz(in.high - in.low), shift = bits > kDigitBits ? bits - kDigitBits : 0;
+    each([&](u32 x) {
+      if (in.contains(x)) atomicAdd(&bins[(x - in.low) >> shift], 1u);
+    });
+    __syncthreads();
+    find_bin(bins, s.need, s);
+    count = s.count;
+    in.low += s.digit << shift;
+    in.high = in.low + min(in.high - in.low, (1u << shift) - 1);
+    if (count <= few || (whole && count == s.need)) break;
+    clear_bins(bins);
+    __syncthreads();
+  }
+  return count;
+}
+
+// What is left to decide: the keys in an interval, and where ties are told apart those of one key whose ranks are in another.
+struct Open {
+  Interval keys, ranks;
+
+  __device__ __forceinline__ bool holds(u32 key, u32 index) const {
+    return keys.contains(key) && (!kTies || ranks.contains(Threshold::rank(index)));
+  }
+  // All of it is a member.
+  __device__ __forceinline__ bool below(u32 key, u32 index) const {
+    return key > keys.high || (kTies && key == keys.high && Threshold::rank(index) > ranks.high);
+  }
+};
+
+// Of what each(f) calls f(key, index) for, only the keys.
+template <class Each>
+struct Keys {
+  const Each& each;
+
+  template <class F>
+  __device__ __forceinline__ void operator()(F f) const {
+    each([&](u32 key, u32) { f(key); });
+  }
+};
+
+// Of those with this key, the ranks.
+template <class Each>
+struct Ranks {
+  const Each& each;
+  u32 wanted;
+
+  template <class F>
+  __device__ __forceinline__ void operator()(F f) const {
+    each([&](u32 key, u32 index) {
+      if (key == wanted) f(Threshold::rank(index));
+    });
+  }
+};
+
+// Of what each(f) calls f(key, index) for, which are the s.need largest? Those above `open` are, and s.need of the s.count in it:
+// the first of few if they are ranked (then this returns true), otherwise any. Barriers as in `narrow`.
+template <class Each>
+__device__ __forceinline__ bool decide(Open& open, u32* bins, Scratch& s, const Each& each) {
+  u32 count = narrow(open.keys, kRanked, true, bins, s, Keys<Each>{each});
+  open.ranks = {0, ~0u};
+  if (kTies && count > kRanked && (count == kUncounted || count != s.need)) {  // of one key
+    count = narrow(open.ranks, kRanked, true, bins, s, Ranks<Each>{each, open.keys.low});
+  }
+  return count <= kRanked && count != s.need;
+}
