@@ -109,8 +109,8 @@ struct HeldInBin {
   }
 };
 
-// Stages the members among held keys, and calls waits(place, i) for each of those that wait for the last places, in places from 0
-// on. tell(key, i, member, waiting) says which they are. Batch: elements of a thread in a turn. Before: tie_count is zero.
+// Stages the members among held keys, and calls waits(place, i) for those that wait for the last places, in places from 0
+// on, until it says that later places are of no use. tell(key, i, member, waiting) says which they are. Batch: elements of a thread in a turn. Before: tie_count is zero.
 template <u32 Batch, int K, class IndexOf, class Tell, class Waits>
 __device__ __forceinline__ void stage_told(const u32* keys, u32 held, Shared<K>& sh, IndexOf index_of, Tell tell,
                                            Waits waits) {
@@ -136,9 +136,42 @@ __device__ __forceinline__ void stage_told(const u32* keys, u32 held, Shared<K>&
     while (waiting) {
       const u32 d = 31 - __clz(waiting);
       waiting ^= 1u << d;
-      waits(place & 0xffffu, base + d * kThreads + threadIdx.x);
+      if (!waits(place & 0xffffu, base + d * kThreads + threadIdx.x)) break;
       place += kCandidate;
     }
+  }
+}
+
+// The row's output from held keys, of which those above the bin `bin` of `spread` are members, and s.need of those in it, which are too
+// many to be ranked. Before: tie_count is zero; a barrier since.
+template <int K, class IndexOf>
+__device__ __forceinline__ void select_narrowed(const Row& row, const u32* keys, u32 held, const Spread& spread,
+                                                u32 bin, const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {
+  const Candidates candidates(sh.bins);
+  Open open;
+  const bool ranks = decide(open, sh.bins, sh.scratch, HeldInBin<IndexOf>{keys, held, spread, bin, index_of});
+  const u32 need = sh.scratch.need;
+  stage_told<4>(
+      keys, held, sh, index_of,
+      [&](u32 key, u32 i, bool& member, bool& waits) {
+        const u32 index = kTies ? index_of(i) : 0u;
+        member = open.below(key, index);
+        waits = open.holds(key, index);
+      },
+      [&](u32 place, u32 i) {
+        if (ranks) {
+          candidates.keys[place] = keys[i];
+          candidates.indices[place] = index_of(i);
+        } else if (place < need) {
+          sh.staged[K - need + place] = static_cast<int>(index_of(i));
+        }
+        return ranks || place < need;
+      });
+  __syncthreads();
+  if (ranks) {
+    finish_ranked(row, p, r, sh);
+  } else {
+    finish(row, K, out_of(p, r), sh);
   }
 }
 
@@ -148,23 +181,23 @@ template <int K, class IndexOf>
 __device__ __forceinline__ void select_held(const Row& row, const u32* keys, u32 held, const Spread& spread,
                                             const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {
   Scratch& s = sh.scratch;
-  const Candidates candidates(sh.bins);
-  const auto rank_later = [&](u32 place, u32 i) {
-    candidates.keys[place] = keys[i];
-    candidates.indices[place] = index_of(i);
-  };
-  const bool spreads = spread.usable();
-  u32 bin = 0;
-  if (spreads) {
+  u32 bin = kEveryBin;
+  if (spread.usable()) {
     count_spread(keys, held, spread, sh.bins);
     __syncthreads();
     find_bin(sh.bins, K, s);
     bin = s.digit;
     if (s.count <= kRanked) {
+      const Candidates candidates(sh.bins);
       const auto tell = [&](u32 key, u32, bool& member, bool& waits) {
-        const u32 own = spread.bin(key);
-        member = own > bin;
-        waits = own == bin;
+        const u32 own = spread.four_bins_of(value_of(bits_of(key)));
+        member = own > 4 * bin;
+        waits = own == 4 * bin;
+      };
+      const auto rank_later = [&](u32 place, u32 i) {
+        candidates.keys[place] = keys[i];
+        candidates.indices[place] = index_of(i);
+        return true;
       };
       // Each turn costs a scan and an atomic: few and larger ones, where registers allow.
       if (kRegisters < 64 || held <= 4 * kThreads) {
@@ -179,30 +212,7 @@ __device__ __forceinline__ void select_held(const Row& row, const u32* keys, u32
   } else if (threadIdx.x == 0) {
     s.need = K;
   }
-  Open open;
-  const bool ranks =
-      decide(open, sh.bins, s, HeldInBin<IndexOf>{keys, held, spread, spreads ? bin : kEveryBin, index_of});
-  const u32 need = s.need;
-  stage_told<4>(
-      keys, held, sh, index_of,
-      [&](u32 key, u32 i, bool& member, bool& waits) {
-        const u32 index = kTies ? index_of(i) : 0u;
-        member = open.below(key, index);
-        waits = open.holds(key, index);
-      },
-      [&](u32 place, u32 i) {
-        if (ranks) {
-          rank_later(place, i);
-        } else if (place < need) {
-          sh.staged[K - need + place] = static_cast<int>(index_of(i));
-        }
-      });
-  __syncthreads();
-  if (ranks) {
-    finish_ranked(row, p, r, sh);
-  } else {
-    finish(row, K, out_of(p, r), sh);
-  }
+  select_narrowed(row, keys, held, spread, bin, p, r, sh, index_of);
 }
 
 // The smallest and the largest of all threads' keys into Scratch. Before: s.low is all ones and s.high zero.

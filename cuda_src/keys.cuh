@@ -26,6 +26,9 @@ __device__ __forceinline__ u32 ordered_key(u32 bits) {
 // The bits of -inf, which fill the values of a row with fewer elements than places.
 constexpr u32 kFill = kDtype == Dtype::kFloat32 ? 0xff800000u : kDtype == Dtype::kBfloat16 ? 0xff80u : 0xfc00u;
 
+constexpr u32 kHighest = kNanHighest ? 0xffffffffu >> (32 - kKeyBits) : kFill;  // the key of NaN, or of +inf
+constexpr u32 kLowestNumber = kFill ^ 0xffffffffu >> (32 - kKeyBits);           // the key of -inf
+
 // The bits of a logit with this key (of -0.0's the one that has it).
 __device__ __forceinline__ u32 bits_of(u32 key) {
   constexpr u32 kSign = 1u << (kKeyBits - 1);
@@ -61,30 +64,38 @@ class Reaches {
   bool all_;
 };
 
-// Bins of equal width in value between two keys: what selections of logits are usually told apart by at once, where digits
-// of the key crowd into a few exponents. A key above the upper one falls into the last bin.
+// Bins of equal width in value between two of them: what selections of logits are usually told apart by at once, where digits
+// of the key crowd into a few exponents. The lower one falls into bin 1, what is far below it into bin 0, and what is above the
+// upper one into the last.
 class Spread {
  public:
-  __device__ __forceinline__ Spread(u32 low, u32 high) : low_(value_of(bits_of(low))) {
-    scale_ = __fdividef(static_cast<float>(kBins - 1), value_of(bits_of(high)) - low_);
+  // Of one value: its own bin, and the last for what is larger by one.
+  __device__ __forceinline__ Spread(float low, float high) {
+    scale_ = low == high ? 1.0f : __fdividef(1.0f - 2.0f * kEach, high - low);
+    shift_ = fmaf(-low, scale_, 1.5f * kEach);
   }
-  // Not between NaN or infinities, nor where the two are one value.
+  static __device__ __forceinline__ Spread of_keys(u32 low, u32 high) {
+    return {value_of(bits_of(low)), value_of(bits_of(high))};
+  }
+  // Not between NaN or infinities, nor where they are too near to each other or too far apart.
   __device__ __forceinline__ bool usable() const { return kQuickValue && scale_ > 0.0f && scale_ < 1e38f; }
   __device__ __forceinline__ u32 bin(u32 key) const { return bin_of(value_of(bits_of(key))); }
-  // The same order as the values': a subtraction and a fused multiply-add are monotonic however they are rounded. Floats
-  // from 2^23 on are the integers, so adding that leaves the bin in the lowest bits.
-  __device__ __forceinline__ u32 bin_of(float x) const {
-    constexpr float kIntegers = 8388608.0f;
-    const float at = fminf(fmaf(x - low_, scale_, kIntegers), kIntegers + static_cast<float>(kBins - 1));
-    return __float_as_uint(at) & (kBins - 1);
+  __device__ __forceinline__ u32 bin_of(float x) const { return four_bins_of(x) / 4; }
+  // The bin's number times four, three instructions: the same order as the values', since a fused multiply-add is monotonic however
+  // it is rounded. Floats from 2^21 on are the quarters, so adding that leaves the bin above the two lowest bits.
+  __device__ __forceinline__ u32 four_bins_of(float x) const {
+    const float at = fmaf(x, scale_, shift_);
+    const float part = kNanHighest ? fmaxf(fminf(at, 1.0f), 0.0f) : __saturatef(at);  // of a NaN, the higher end or the lower
+    return __float_as_uint(fmaf(part, static_cast<float>(kBins - 1), 2097152.0f)) & 4 * (kBins - 1);
   }
 
   // The key of a value about where a bin begins.
   __device__ __forceinline__ u32 edge(u32 bin) const {
-    const float x = low_ + __fdividef(static_cast<float>(bin), scale_) - __fdividef(0.5f, scale_);
+    const float x = __fdividef((static_cast<float>(bin) - 0.125f) * kEach - shift_, scale_);
     return ordered_key(__float_as_uint(x) >> (kDtype == Dtype::kBfloat16 ? 16 : 0));
   }
 
  private:
-  float low_, scale_;
+  static constexpr float kEach = 1.0f / static_cast<float>(kBins - 1);
+  float scale_, shift_;
 };

@@ -274,7 +274,6 @@ __device__ __forceinline__ void pick_reaching(const Stretch<Vec>& stretch, float
 template <int Vec, u32 Deep, class F, class Enough>
 __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32 end, u32 pivot, F f, Enough enough) {
   const Stretch<Vec> stretch(row, begin, end);
-  constexpr u32 kMostKey = 0xffffffffu >> (32 - kKeyBits);
   Reaches reaches(pivot);
   bool raised = false;
   u32 left = ~0u;  // of the batch's loads, bits
@@ -288,9 +287,11 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
   for (u32 pack = threadIdx.x; pack < stretch.packs;) {
     Batch<Vec, Deep> batch;
     batch.load(stretch.from, pack, stretch.packs);
-    if (!raised && pivot != kMostKey && enough()) {
+    if (!raised && enough()) {
+      if (pivot >= kHighest) break;
       raised = true;
-      reaches = Reaches(++pivot);
+      pivot = max(pivot + 1, kLowestNumber);
+      reaches = Reaches(pivot);
     }
     u32 some = 0;  // loads in which something reaches it
 #pragma unroll
@@ -314,7 +315,7 @@ __device__ __forceinline__ void for_each_reaching(const Row& row, u32 begin, u32
 #pragma unroll
         for (int v = 0; v < Vec; ++v) look(again.bits(v), stretch.base + which * Vec + v);
       }
-      if (!raised && some != 0 && pivot != kMostKey && enough()) {  // then most of the others need no look
+      if (!raised && some != 0 && enough()) {  // then most of the others need no look
         left = some;
         break;
       }

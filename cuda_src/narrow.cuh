@@ -1,7 +1,7 @@
-// Between which numbers does the need-th largest lie? An interval that holds it is made smaller by bins of equal width, 2048
-// at a time, whatever the numbers are: keys of infinities, of few values or of one outlier, and ranks of indices. For
-// what bins of equal width in value (keys.cuh) did not tell apart. Called by held.cuh, row_registers.cuh and row_pass.cuh.
-// Barriers inside. The numbers stay where they are and are walked again in each round, of which three decide everything.
+// Between which numbers does the need-th largest lie? An interval that holds it is made smaller in rounds: to the bounds of what is
+// left, then to one of 2048 bins of equal width between those, whatever the numbers are: keys of infinities, of few values or of an
+// outlier, and ranks of indices. For what bins of equal width in value (keys.cuh) did not tell apart. Called by held.cuh,
+// row_registers.cuh and row_pass.cuh. Barriers inside. The numbers stay where they are and are walked again, in three rounds at most.
 #pragma once
 #include "rank.cuh"
 
@@ -13,26 +13,37 @@ struct Interval {
 
 constexpr u32 kUncounted = ~0u;
 
+// The smallest and the largest of all threads' numbers. Before: a barrier since the latest bounds were read. After: a barrier.
+__device__ __forceinline__ Interval shared_bounds(u32 low, u32 high, Scratch& s) {
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  low = __reduce_min_sync(0xffffffffu, low);
+  high = __reduce_max_sync(0xffffffffu, high);
+  if (lane == 0) s.lows[warp] = low, s.highs[warp] = high;
+  __syncthreads();
+  return {__reduce_min_sync(0xffffffffu, s.lows[lane % kWarps]), __reduce_max_sync(0xffffffffu, s.highs[lane % kWarps])};
+}
+
+// The bounds of those numbers for which each(f) calls f that lie in an interval; and the bins cleared. No barrier is needed before. After: a
+// barrier.
+template <class Each>
+__device__ __forceinline__ Interval bounds_of(const Interval& in, u32* bins, Scratch& s, const Each& each) {
+  u32 low = ~0u, high = 0;
+  each([&](u32 x) {
+    if (in.contains(x)) low = min(low, x), high = max(high, x);
+  });
+  clear_bins(bins);
+  __syncthreads();  // the bounds of whoever came here before have been read
+  return shared_bounds(low, high, s);
+}
+
 // Of the numbers for which each(f) calls f, at least s.need of them: leaves the interval in `in`, in s.need how many of those in it are
 // among the s.need largest, and in s.count how many it holds: at most `few`, or, where `whole` is set, wanted ones only, or
 // one number however often. Returns s.count, or kUncounted where all numbers are one and nothing was counted.
 // No barrier is needed before. After: a barrier; the bins may be overwritten.
 template <class Each>
 __device__ __forceinline__ u32 narrow(Interval& in, u32 few, bool whole, u32* bins, Scratch& s, const Each& each) {
-  u32 low = ~0u, high = 0, count = kUncounted;
-  each([&](u32 x) {
-    low = min(low, x);
-    high = max(high, x);
-  });
-  low = __reduce_min_sync(0xffffffffu, low);
-  high = __reduce_max_sync(0xffffffffu, high);
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  clear_bins(bins);
-  __syncthreads();  // the bounds of whoever came here before have been read
-  if (lane == 0) s.lows[warp] = low, s.highs[warp] = high;
-  __syncthreads();
-  in.low = __reduce_min_sync(0xffffffffu, s.lows[lane % kWarps]);
-  in.high = __reduce_max_sync(0xffffffffu, s.highs[lane % kWarps]);
+  u32 count = kUncounted;
+  in = bounds_of({0, ~0u}, bins, s, each);
 #pragma unroll 1
   while (in.low != in.high) {
     const u32 bits = 32 - __clz(in.high - in.low), shift = bits > kDigitBits ? bits - kDigitBits : 0;
@@ -45,8 +56,7 @@ __device__ __forceinline__ u32 narrow(Interval& in, u32 few, bool whole, u32* bi
     in.low += s.digit << shift;
     in.high = in.low + min(in.high - in.low, (1u << shift) - 1);
     if (count <= few || (whole && count == s.need)) break;
-    clear_bins(bins);
-    __syncthreads();
+    in = bounds_of(in, bins, s, each);
   }
   return count;
 }

@@ -44,7 +44,7 @@ __device__ __forceinline__ void row_short(const Row& row, const Params& p, u32 r
   });
   widen(low, high, s);
   __syncthreads();
-  select_held(row, sh.rest, row.n, Spread(s.low, s.high), p, r, sh, [](u32 i) { return i; });
+  select_held(row, sh.rest, row.n, Spread::of_keys(s.low, s.high), p, r, sh, [](u32 i) { return i; });
 }
 
 // Any n > K. A coarse histogram of the top 11 bits in a first reading; a second reading takes what lies above the

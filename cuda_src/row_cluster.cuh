@@ -255,6 +255,6 @@ __device__ __forceinline__ void row_cluster(const Row& row, const Params& p, u32
     finish(row, K, out_of(p, r), sh);
   } else {
     // Between the pivot and the largest sample; what lies beyond that is in the last bin.
-    select_held(row, list.keys, kept, Spread(pivot, s.high), p, r, sh, [&](u32 i) { return list.indices[i]; });
+    select_held(row, list.keys, kept, Spread::of_keys(pivot, s.high), p, r, sh, [&](u32 i) { return list.indices[i]; });
   }
 }

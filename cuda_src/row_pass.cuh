@@ -101,7 +101,7 @@ __device__ __forceinline__ bool find_pivot(const Row& row, u32 samples, u32 want
   widen(low, high, s);
   __syncthreads();
   const u32 few = 1 + wanted / 8;
-  const Spread spread(s.low, s.high);
+  const Spread spread = Spread::of_keys(s.low, s.high);
   const bool spreads = spread.usable();
   u32 bin = 0;
   if (spreads) {
@@ -249,6 +249,6 @@ __device__ __forceinline__ bool row_pass(const Row& row, const Params& p, u32 r,
     return true;
   }
   // Between the pivot and the largest sample; what lies beyond that is in the last bin.
-  select_held(row, list.keys, kept, Spread(pivot, s.high), p, r, sh, [&](u32 i) { return list.indices[i]; });
+  select_held(row, list.keys, kept, Spread::of_keys(pivot, s.high), p, r, sh, [&](u32 i) { return list.indices[i]; });
   return true;
 }

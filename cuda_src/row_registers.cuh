@@ -1,6 +1,6 @@
 // A short row by one block that holds it in registers: read once, the loads under way while the block makes itself ready;
 // then one histogram of bins of equal width in value between the row's bounds, and a handful of candidates to rank. Works on
-// the values themselves. What cannot be placed between finite bounds, and a bin that holds too many, is narrowed by keys.
+// the values themselves. What cannot be placed between finite bounds, and a bin that holds too many, is narrowed in shared memory.
 // Called by row_alone.cuh. Shared memory: Shared<K> up to `rest`.
 #pragma once
 #include "held.cuh"
@@ -24,36 +24,15 @@ __device__ __forceinline__ void for_each_held(u32 last, const Loaded<Vec> (&held
   }
 }
 
-// Where a thread's element lies, counted from row.base.
-template <int Vec>
-__device__ __forceinline__ u32 held_at(u32 which) {
-  return (threadIdx.x + which / Vec * kThreads) * Vec + which % Vec;
-}
-
 __device__ __forceinline__ u32 key_of_value(float x) {
   return ordered_key(__float_as_uint(x) >> (sizeof(Logit) == 2 ? 16 : 0));
 }
-
-// Those elements of each thread whose bit is set: what narrow.cuh walks.
-template <int Vec, u32 Packs>
-struct Undecided {
-  u32 last, first;
-  const Loaded<Vec> (&held)[Packs];
-  u32 bits;
-
-  template <class F>
-  __device__ __forceinline__ void operator()(F f) const {
-    for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
-      if (bits >> which & 1) f(key_of_value(x), held_at<Vec>(which) - first);
-    });
-  }
-};
 
 // Returns whether the row is done. K < n.
 template <int K, int Vec>
 __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   // Scalar loads need more registers beside the elements; with so many places there would be none left.
-  constexpr u32 kHeld = Vec == 1 && K > 2048 && kHeldWords == 32 ? 24 : kHeldWords;
+  constexpr u32 kHeld = Vec == 1 && K > 2048 && kHeldWords == 32 ? 28 : kHeldWords;
   constexpr u32 kWords = sizeof(Loaded<Vec>) / 4, kPacks = kHeld / kWords < 32 / Vec ? kHeld / kWords : 32 / Vec;
   const u32 first = row.lead(), last = first + row.n;  // positions from row.base
   if (!kQuickValue || last > kPacks * Vec * kThreads) return false;
@@ -73,86 +52,138 @@ __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u
       }
     }
   }
-  const auto index_of = [&](u32 which) { return held_at<Vec>(which) - first; };
   clear_bins(sh.bins);
-  if (threadIdx.x == 0) s.tie_count = 0, s.digit = ~0u;
+  if (threadIdx.x == 0) s.tie_count = 0;
+  // The row's elements in groups, at least one for each place: K elements are no less than the smallest of their maxima.
+  constexpr u32 kGroups = K <= kThreads ? 1 : K <= 2 * kThreads ? 2 : 4;
+  constexpr bool kGrouped = kRegisters >= 64 && kGroups <= Vec && K <= kGroups * kThreads;
   const float infinity = -value_of(kFill);
   float low = infinity, high = -infinity;
-  for_each_held<Vec>(last, held, [&](u32, float x, bool counts) {
-    const bool bounds = counts && x < infinity;
-    low = bounds ? fminf(low, x) : low;
-    high = bounds ? fmaxf(high, x) : high;
-  });
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const u32 warp_low = __reduce_min_sync(0xffffffffu, key_of_value(low));
-  const u32 warp_high = __reduce_max_sync(0xffffffffu, key_of_value(high));
-  if (lane == 0) s.lows[warp] = warp_low, s.highs[warp] = warp_high;
-  __syncthreads();
-  const Spread spread(__reduce_min_sync(0xffffffffu, s.lows[lane % kWarps]),
-                      __reduce_max_sync(0xffffffffu, s.highs[lane % kWarps]));
-  const bool spreads = spread.usable();
-  if (spreads) {
-    for_each_held<Vec>(last, held, [&](u32, float x, bool counts) {
-      const u32 own = spread.bin_of(x);
-      if (counts) atomicAdd(&sh.bins[own], 1u);
+  if (kGrouped && last >= kThreads * Vec) {
+    float most[kGroups];
+#pragma unroll
+    for (u32 g = 0; g < kGroups; ++g) most[g] = -infinity;
+    for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
+      float& group = most[which % kGroups];
+      group = fmaxf(group, x < infinity ? x : -infinity);
     });
+#pragma unroll
+    for (u32 g = 0; g < kGroups; ++g) low = fminf(low, most[g]), high = fmaxf(high, most[g]);
+  }
+  const auto all_bounds = [&] {
+    for_each_held<Vec>(last, held, [&](u32, float x, bool counts) {
+      const bool bounds = counts && x < infinity;
+      low = bounds ? fminf(low, x) : low;
+      high = bounds ? fmaxf(high, x) : high;
+    });
+  };
+  if (!(kGrouped && last >= kThreads * Vec)) all_bounds();
+  const u32 lane = threadIdx.x % 32;
+  Interval bounds = shared_bounds(key_of_value(low), key_of_value(high), s);
+  if (kGrouped && bounds.low == kLowestNumber) {  // a group of -inf only
+    low = infinity, high = -infinity;
+    all_bounds();
+    __syncthreads();
+    bounds = shared_bounds(key_of_value(low), key_of_value(high), s);
+  }
+  low = value_of(bits_of(bounds.low)), high = value_of(bits_of(bounds.high));
+  if (last > kThreads * Vec) {
+    // One that is far above all others would leave them to one bin: the bound is the largest of all warps but its.
+    const u32 own = s.highs[lane % kWarps], others = __reduce_max_sync(0xffffffffu, own < bounds.high ? own : 0u);
+    if (others > bounds.low) high = value_of(bits_of(others));
+  }
+  Spread spread(low, high);
+  u32 bin = ~0u;
+  if (spread.usable() && high < infinity) {
+    for_each_held<Vec>(last, held, [&](u32, float x, bool) { atomicAdd(&sh.bins[spread.bin_of(x)], 1u); });
     __syncthreads();
     find_bin(sh.bins, K, s);
+    bin = s.digit != 0 ? s.digit : ~0u;  // there lies what is no number, or below all
   }
-  const u32 bin = s.digit;
   u32 members = 0, candidates = 0;  // bits: which of the thread's elements
-  bool ranks = true;
-  if (bin != ~0u && s.count <= kRanked) {
-    for_each_held<Vec>(last, held, [&](u32 which, float x, bool counts) {
-      const u32 own = spread.bin_of(x);
-      members |= counts && own > bin ? 1u << which : 0u;
-      candidates |= counts && own == bin ? 1u << which : 0u;
-    });
-  } else {
-    // One bin holds too many; or too few count, and the rest is -inf or NaN; or there are no bins between such bounds.
-    const u32 counted = __reduce_add_sync(0xffffffffu, spreads && lane < kWarps ? s.warp_sums[lane] : 0u);
-    if (bin == ~0u && threadIdx.x == 0) s.need = K - counted;
-    u32 there = 0, undecided = 0;
-    for_each_held<Vec>(last, held, [&](u32 which, float x, bool counts) {
-      const u32 at = held_at<Vec>(which);
-      const bool in_row = at < last && (!kRowStarts || at >= first);
-      there |= in_row ? 1u << which : 0u;
-      undecided |= (bin != ~0u ? counts && spread.bin_of(x) == bin : in_row && !(spreads && counts)) ? 1u << which : 0u;
-    });
-    Open open;
-    ranks = decide(open, sh.bins, s, Undecided<Vec, kPacks>{last, first, held, undecided});
+  bool equal = false;
+  if (bin != ~0u) {
     for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
-      const u32 key = key_of_value(x), index = index_of(which), one = there & 1u << which;
-      members |= open.below(key, index) ? one : 0u;
-      candidates |= open.holds(key, index) ? one : 0u;
+      const u32 own = spread.four_bins_of(x);
+      members |= own > 4 * bin ? 1u << which : 0u;
+      candidates |= own == 4 * bin ? 1u << which : 0u;
     });
+    if (kRegisters < 64 && s.count > kRanked) bin = ~0u;  // no registers for what follows
+#pragma unroll 1
+    while (kRegisters >= 64 && s.count > kRanked) {  // the same again within the bin
+      low = infinity, high = -infinity;
+      for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
+        low = candidates >> which & 1 ? fminf(low, x) : low;
+        high = candidates >> which & 1 ? fmaxf(high, x) : high;
+      });
+      clear_bins(sh.bins);
+      const Interval within = shared_bounds(key_of_value(low), key_of_value(high), s);
+      low = value_of(bits_of(within.low)), high = value_of(bits_of(within.high));
+      equal = !kTies && !kNanHighest && low == high;
+      if (equal) break;
+      spread = Spread(low, high);
+      if (kNanHighest || low == high || !spread.usable()) {
+        bin = ~0u;
+        break;
+      }
+      for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
+        const u32 own = spread.bin_of(x);
+        if (candidates >> which & 1) atomicAdd(&sh.bins[own], 1u);
+      });
+      __syncthreads();
+      find_bin(sh.bins, s.need, s);
+      bin = s.digit;
+      u32 still = 0;
+      for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
+        const u32 own = spread.four_bins_of(x), one = candidates & 1u << which;
+        members |= own > 4 * bin ? one : 0u;
+        still |= own == 4 * bin ? one : 0u;
+      });
+      candidates = still;
+    }
+  }
+  if (bin == ~0u) {
+    // Too few count, and the rest is -inf or NaN; or there are no bins between such bounds; or ties are told apart.
+    if (row.n > 2 * p.candidates) return false;
+    for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
+      const u32 at = (threadIdx.x + which / Vec * kThreads) * Vec + which % Vec;
+      if (at < last && (!kRowStarts || at >= first)) sh.rest[at - first] = key_of_value(x);
+    });
+    if (threadIdx.x == 0) s.need = K;
+    __syncthreads();
+    select_narrowed(row, sh.rest, row.n, spread, kEveryBin, p, r, sh, [](u32 i) { return i; });
+    return true;
   }
   const u32 need = s.need;
   u32 place = warp_places(kMember * __popc(members) + kCandidate * __popc(candidates), &s.tie_count);
+  const auto index_of = [&](u32 which) { return (threadIdx.x + which / Vec * kThreads) * Vec + which % Vec - first; };
   for_each_held<Vec>(last, held, [&](u32 which, float, bool) {
     const bool member = members >> which & 1;
     if (member) sh.staged[place >> 16] = static_cast<int>(index_of(which));
     place += member ? kMember : 0u;
   });
+  if (equal) {  // any of them
+#pragma unroll 1
+    while (candidates && (place & 0xffffu) < need) {
+      const u32 which = 31 - __clz(candidates);
+      candidates ^= 1u << which;
+      sh.staged[K - need + (place & 0xffffu)] = static_cast<int>(index_of(which));
+      place += kCandidate;
+    }
+    __syncthreads();
+    finish(row, K, out_of(p, r), sh);
+    return true;
+  }
   const Candidates waiting(sh.bins);
 #pragma unroll 1
   while (candidates) {
     const u32 which = 31 - __clz(candidates), index = index_of(which);
     candidates ^= 1u << which;
-    const u32 to = place & 0xffffu;
-    if (ranks) {
-      waiting.keys[to] = ordered_key(row.bits(index));
-      waiting.indices[to] = index;
-    } else if (to < need) {
-      sh.staged[K - need + to] = static_cast<int>(index);
-    }
+    waiting.keys[place & 0xffffu] = ordered_key(row.bits(index));
+    waiting.indices[place & 0xffffu] = index;
     place += kCandidate;
   }
   __syncthreads();
-  if (ranks) {
-    finish_ranked(row, p, r, sh);
-  } else {
-    finish(row, K, out_of(p, r), sh);
-  }
+  finish_ranked(row, p, r, sh);
   return true;
 }
