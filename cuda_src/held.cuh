@@ -1,6 +1,6 @@
 // A stretch of a row that one block holds in shared memory as keys, so that memory is read once however many rounds it
-// takes to decide. Called by row_alone.cuh (whole short rows), row_pass.cuh and row_cluster.cuh (what reaches a pivot) and
-// row_group.cuh (a chunk of a long row). What selects a row has barriers inside; of the other steps none has.
+// takes to decide. Called by row_alone.cuh (whole short rows), row_pass.cuh and row_cluster.cuh (what reaches a pivot)
+// and row_group.cuh (a chunk of a long row). What selects a row has barriers inside; of the other steps none has.
 #pragma once
 #include "finish.cuh"
 #include "loads.cuh"
@@ -89,7 +89,8 @@ __device__ __forceinline__ void count_spread(const u32* keys, u32 held, const Sp
   }
 }
 
-// Held keys in one bin of `spread`, or all of them: what narrow.cuh walks. f(key, index), the index only where ties are told apart.
+// Held keys in one bin of `spread`, or all of them: what narrow.cuh walks. f(key, index), the index only where ties are
+// told apart.
 constexpr u32 kEveryBin = ~0u;
 template <class IndexOf>
 struct HeldInBin {
@@ -109,8 +110,9 @@ struct HeldInBin {
   }
 };
 
-// Stages the members among held keys, and calls waits(place, i) for those that wait for the last places, in places from 0
-// on, until it says that later places are of no use. tell(key, i, member, waiting) says which they are. Batch: elements of a thread in a turn. Before: tie_count is zero.
+// Stages the members among held keys, and calls waits(place, i) for those that wait for the last places, in places from
+// 0 on, until it says that later places are of no use. tell(key, i, member, waiting) says which they are. Batch:
+// elements of a thread in a turn. Before: tie_count is zero.
 template <u32 Batch, int K, class IndexOf, class Tell, class Waits>
 __device__ __forceinline__ void stage_told(const u32* keys, u32 held, Shared<K>& sh, IndexOf index_of, Tell tell,
                                            Waits waits) {
@@ -142,8 +144,8 @@ __device__ __forceinline__ void stage_told(const u32* keys, u32 held, Shared<K>&
   }
 }
 
-// The row's output from held keys, of which those above the bin `bin` of `spread` are members, and s.need of those in it, which are too
-// many to be ranked. Before: tie_count is zero; a barrier since.
+// The row's output from held keys, of which those above the bin `bin` of `spread` are members, and s.need of those in
+// it, which are too many to be ranked. Before: tie_count is zero; a barrier since.
 template <int K, class IndexOf>
 __device__ __forceinline__ void select_narrowed(const Row& row, const u32* keys, u32 held, const Spread& spread,
                                                 u32 bin, const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {

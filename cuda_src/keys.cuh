@@ -1,7 +1,7 @@
-// A logit's bits as an unsigned key that orders the same way. Called wherever a logit is read.
-// NaN, whatever its sign and payload, is the lowest or the highest key. -0.0 lies just below +0.0; the two compare equal, so
-// which of them fills the last places is as unspecified as for any tie. Where indices tell ties apart, or values are
-// sorted, the two are one key.
+// A logit's bits as an unsigned key that orders the same way. Called wherever a logit is read. NaN, whatever its sign
+// and payload, is the lowest or the highest key. -0.0 lies just below +0.0; the two compare equal, so which of them
+// fills the last places is as unspecified as for any tie. Where indices tell ties apart, or values are sorted, the two
+// are one key.
 #pragma once
 #include "params.cuh"
 
@@ -64,9 +64,9 @@ class Reaches {
   bool all_;
 };
 
-// Bins of equal width in value between two of them: what selections of logits are usually told apart by at once, where digits
-// of the key crowd into a few exponents. The lower one falls into bin 1, what is far below it into bin 0, and what is above the
-// upper one into the last.
+// Bins of equal width in value between two of them: what selections of logits are usually told apart by at once, where
+// digits of the key crowd into a few exponents. The lower one falls into bin 1, what is far below it into bin 0, and
+// what is above the upper one into the last.
 class Spread {
  public:
   // Of one value: its own bin, and the last for what is larger by one.
@@ -81,11 +81,12 @@ class Spread {
   __device__ __forceinline__ bool usable() const { return kQuickValue && scale_ > 0.0f && scale_ < 1e38f; }
   __device__ __forceinline__ u32 bin(u32 key) const { return bin_of(value_of(bits_of(key))); }
   __device__ __forceinline__ u32 bin_of(float x) const { return four_bins_of(x) / 4; }
-  // The bin's number times four, three instructions: the same order as the values', since a fused multiply-add is monotonic however
-  // it is rounded. Floats from 2^21 on are the quarters, so adding that leaves the bin above the two lowest bits.
+  // The bin's number times four, three instructions: the same order as the values', since a fused multiply-add is
+  // monotonic however it is rounded. Floats from 2^21 on are the quarters, so adding that leaves the bin above the two
+  // lowest bits.
   __device__ __forceinline__ u32 four_bins_of(float x) const {
-    const float at = fmaf(x, scale_, shift_);
-    const float part = kNanHighest ? fmaxf(fminf(at, 1.0f), 0.0f) : __saturatef(at);  // of a NaN, the higher end or the lower
+    // Of a NaN it makes zero. (Compilers take a minimum and a maximum for the same and get NaN wrong.)
+    const float saturated = __saturatef(fmaf(x, scale_, shift_)), part = kNanHighest && x != x ? 1.0f : saturated;
     return __float_as_uint(fmaf(part, static_cast<float>(kBins - 1), 2097152.0f)) & 4 * (kBins - 1);
   }
 

@@ -194,9 +194,9 @@ __device__ __forceinline__ bool any_reaches(const Loaded<Vec>& pack, float value
   return one;
 }
 
-// Queues the loads in which something is at least `value`, which should be few: their numbers, from base on, as many as there
-// is room for; all are counted. Not those elements that fill no load. Whole warps call it: places are taken a warp at a time, so that
-// nothing waits in the loop but for memory.
+// Queues the loads in which something is at least `value`, which should be few: their numbers, from base on, as many as
+// there is room for; all are counted. Not those elements that fill no load. Whole warps call it: places are taken a
+// warp at a time, so that nothing waits in the loop but for memory.
 template <int Vec, u32 Deep>
 __device__ __forceinline__ void queue_reaching(const Stretch<Vec>& stretch, float value, u32* queue, u32 room,
                                                u32* counter) {
@@ -224,8 +224,8 @@ __device__ __forceinline__ void queue_reaching(const Stretch<Vec>& stretch, floa
   }
 }
 
-// put(place, bits, position) for the elements that are at least `value`, which should be few, out of the registers that they
-// were loaded into. Not for those that fill no load. Places come from `counter`. Whole warps call it, as above.
+// put(place, bits, position) for the elements that are at least `value`, which should be few, out of the registers that
+// they were loaded into. Not for those that fill no load. Places come from `counter`. Whole warps call it, as above.
 template <int Vec, u32 Deep, class Put>
 __device__ __forceinline__ void pick_reaching(const Stretch<Vec>& stretch, float value, u32* counter, Put put) {
   const u32 lane = threadIdx.x % 32;

@@ -1,7 +1,8 @@
-// Between which numbers does the need-th largest lie? An interval that holds it is made smaller in rounds: to the bounds of what is
-// left, then to one of 2048 bins of equal width between those, whatever the numbers are: keys of infinities, of few values or of an
-// outlier, and ranks of indices. For what bins of equal width in value (keys.cuh) did not tell apart. Called by held.cuh,
-// row_registers.cuh and row_pass.cuh. Barriers inside. The numbers stay where they are and are walked again, in three rounds at most.
+// Between which numbers does the need-th largest lie? An interval that holds it is made smaller in rounds: to the
+// bounds of what is left, then to one of 2048 bins of equal width between those, whatever the numbers are: keys of
+// infinities, of few values or of an outlier, and ranks of indices. For what bins of equal width in value (keys.cuh)
+// did not tell apart. Called by held.cuh, row_registers.cuh and row_pass.cuh. Barriers inside. The numbers stay where
+// they are and are walked again, in three rounds at most.
 #pragma once
 #include "rank.cuh"
 
@@ -13,18 +14,20 @@ struct Interval {
 
 constexpr u32 kUncounted = ~0u;
 
-// The smallest and the largest of all threads' numbers. Before: a barrier since the latest bounds were read. After: a barrier.
+// The smallest and the largest of all threads' numbers. Before: a barrier since the latest bounds were read. After: a
+// barrier.
 __device__ __forceinline__ Interval shared_bounds(u32 low, u32 high, Scratch& s) {
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   low = __reduce_min_sync(0xffffffffu, low);
   high = __reduce_max_sync(0xffffffffu, high);
   if (lane == 0) s.lows[warp] = low, s.highs[warp] = high;
   __syncthreads();
-  return {__reduce_min_sync(0xffffffffu, s.lows[lane % kWarps]), __reduce_max_sync(0xffffffffu, s.highs[lane % kWarps])};
+  return {__reduce_min_sync(0xffffffffu, s.lows[lane % kWarps]),
+          __reduce_max_sync(0xffffffffu, s.highs[lane % kWarps])};
 }
 
-// The bounds of those numbers for which each(f) calls f that lie in an interval; and the bins cleared. No barrier is needed before. After: a
-// barrier.
+// The bounds of those numbers for which each(f) calls f that lie in an interval; and the bins cleared. No barrier is
+// needed before. After: a barrier.
 template <class Each>
 __device__ __forceinline__ Interval bounds_of(const Interval& in, u32* bins, Scratch& s, const Each& each) {
   u32 low = ~0u, high = 0;
@@ -36,10 +39,10 @@ __device__ __forceinline__ Interval bounds_of(const Interval& in, u32* bins, Scr
   return shared_bounds(low, high, s);
 }
 
-// Of the numbers for which each(f) calls f, at least s.need of them: leaves the interval in `in`, in s.need how many of those in it are
-// among the s.need largest, and in s.count how many it holds: at most `few`, or, where `whole` is set, wanted ones only, or
-// one number however often. Returns s.count, or kUncounted where all numbers are one and nothing was counted.
-// No barrier is needed before. After: a barrier; the bins may be overwritten.
+// Of the numbers for which each(f) calls f, at least s.need of them: leaves the interval in `in`, in s.need how many of
+// those in it are among the s.need largest, and in s.count how many it holds: at most `few`, or, where `whole` is set,
+// wanted ones only, or one number however often. Returns s.count, or kUncounted where all numbers are one and nothing
+// was counted. No barrier is needed before. After: a barrier; the bins may be overwritten.
 template <class Each>
 __device__ __forceinline__ u32 narrow(Interval& in, u32 few, bool whole, u32* bins, Scratch& s, const Each& each) {
   u32 count = kUncounted;
@@ -61,7 +64,8 @@ __device__ __forceinline__ u32 narrow(Interval& in, u32 few, bool whole, u32* bi
   return count;
 }
 
-// What is left to decide: the keys in an interval, and where ties are told apart those of one key whose ranks are in another.
+// What is left to decide: the keys in an interval, and where ties are told apart those of one key whose ranks are in
+// another.
 struct Open {
   Interval keys, ranks;
 
@@ -99,8 +103,8 @@ struct Ranks {
   }
 };
 
-// Of what each(f) calls f(key, index) for, which are the s.need largest? Those above `open` are, and s.need of the s.count in it:
-// the first of few if they are ranked (then this returns true), otherwise any. Barriers as in `narrow`.
+// Of what each(f) calls f(key, index) for, which are the s.need largest? Those above `open` are, and s.need of the
+// s.count in it: the first of few if they are ranked (then this returns true), otherwise any. Barriers as in `narrow`.
 template <class Each>
 __device__ __forceinline__ bool decide(Open& open, u32* bins, Scratch& s, const Each& each) {
   u32 count = narrow(open.keys, kRanked, true, bins, s, Keys<Each>{each});

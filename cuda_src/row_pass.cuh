@@ -31,8 +31,8 @@ __device__ __forceinline__ bool sample_is_safe(u32 k, u32 n, u32 samples, u32 ro
   return sqrtf(static_cast<float>(room) * scale) - sqrtf(static_cast<float>(k) * scale) >= 4.5f;
 }
 
-// How many samples a row of n elements is guessed from, where keys[0 .. 2 room) has space for them: as few as are safe, since
-// each costs as much as reading many elements.
+// How many samples a row of n elements is guessed from, where keys[0 .. 2 room) has space for them: as few as are safe,
+// since each costs as much as reading many elements.
 __device__ __forceinline__ u32 samples_of(u32 k, u32 n, u32 room) {
   u32 samples = n >= kTwiceFrom && kSamples <= room ? 2 * kSamples : kSamples;
   while (samples < 8 * kSamples && samples <= room && 4 * samples <= n && !sample_is_safe(k, n, samples, room)) {
@@ -44,10 +44,10 @@ __device__ __forceinline__ u32 samples_of(u32 k, u32 n, u32 room) {
 // Loads of samples that a thread has under way at once.
 constexpr u32 kDrawn = kCluster > 1 && kRegisters < 128 ? 1 : 4;
 
-// A key that about `wanted` of the samples reach, and few more: where the bin begins that holds the wanted-th largest, the bins
-// being made smaller until that one holds few; or, where many are equal, that value. Leaves it in Scratch, with the samples'
-// bounds, and the bins cleared; returns whether few elements should equal it. `meanwhile` is called when the first samples are under way.
-// No barrier is needed before.
+// A key that about `wanted` of the samples reach, and few more: where the bin begins that holds the wanted-th largest,
+// the bins being made smaller until that one holds few; or, where many are equal, that value. Leaves it in Scratch,
+// with the samples' bounds, and the bins cleared; returns whether few elements should equal it. `meanwhile` is called
+// when the first samples are under way. No barrier is needed before.
 template <int Vec, class Meanwhile>
 __device__ __forceinline__ bool find_pivot(const Row& row, u32 samples, u32 wanted, u32* keys, u32* bins, Scratch& s,
                                            Meanwhile meanwhile) {
@@ -144,8 +144,8 @@ enum class Way {
 
 constexpr bool kPicks = kCluster == 1 || kRegisters >= 128;  // with fewer, registers would be spilled
 
-// Where a loop waits for memory alone, because all SMs read at once and nothing stays in a cache, picking costs no time and
-// reading again does. Elsewhere it is the other way round.
+// Where a loop waits for memory alone, because all SMs read at once and nothing stays in a cache, picking costs no time
+// and reading again does. Elsewhere it is the other way round.
 __device__ __forceinline__ Way way_of(const Params& p, bool few_equal) {
   if (!kQuickValue || !few_equal) return Way::kOneByOne;
   if (kShares) return Way::kPick;
@@ -154,9 +154,9 @@ __device__ __forceinline__ Way way_of(const Params& p, bool few_equal) {
   return crowded && static_cast<u64>(p.rows) * p.width * sizeof(Logit) > kCachedBytes ? Way::kPick : Way::kQueue;
 }
 
-// Where a block lists what reaches the pivot: `room` keys and indices, s.gathered of them, from the front; and from the end of the
-// staged places s.gathered_ties indices of keys that equal it, of which no more than K are ever needed, and where indices do
-// not matter, any. Where few equal it, those may be in the list too.
+// Where a block lists what reaches the pivot: `room` keys and indices, s.gathered of them, from the front; and from the
+// end of the staged places s.gathered_ties indices of keys that equal it, of which no more than K are ever needed, and
+// where indices do not matter, any. Where few equal it, those may be in the list too.
 struct List {
   u32* keys;
   u32* indices;

@@ -1,15 +1,15 @@
-// A short row by one block that holds it in registers: read once, the loads under way while the block makes itself ready;
-// then one histogram of bins of equal width in value between the row's bounds, and a handful of candidates to rank. Works on
-// the values themselves. What cannot be placed between finite bounds, and a bin that holds too many, is narrowed in shared memory.
-// Called by row_alone.cuh. Shared memory: Shared<K> up to `rest`.
+// A short row by one block that holds it in registers: read once, the loads under way while the block makes itself
+// ready; then one histogram of bins of equal width in value between the row's bounds, and a handful of candidates to
+// rank. Works on the values themselves. What cannot be placed between finite bounds, and a bin that holds too many, is
+// narrowed in shared memory. Called by row_alone.cuh. Shared memory: Shared<K> up to `rest`.
 #pragma once
 #include "held.cuh"
 
 constexpr u32 kHeldWords = kThreads == 512 ? 32 : kRegisters >= 64 ? 16 : 4;  // of each thread's registers
 
-// f(which of the thread's elements, value, counts) for all of them. Those that count are above the lower end of the order: -inf, and
-// NaN where it is the lowest. The others are members only if there are fewer of these than places. No branch: several
-// elements are under way at once.
+// f(which of the thread's elements, value, counts) for all of them. Those that count are above the lower end of the
+// order: -inf, and NaN where it is the lowest. The others are members only if there are fewer of these than places. No
+// branch: several elements are under way at once.
 template <int Vec, u32 Packs, class F>
 __device__ __forceinline__ void for_each_held(u32 last, const Loaded<Vec> (&held)[Packs], F f) {
 #pragma unroll
@@ -54,7 +54,8 @@ __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u
   }
   clear_bins(sh.bins);
   if (threadIdx.x == 0) s.tie_count = 0;
-  // The row's elements in groups, at least one for each place: K elements are no less than the smallest of their maxima.
+  // The row's elements in groups, at least one for each place: K elements are no less than the smallest of their
+  // maxima.
   constexpr u32 kGroups = K <= kThreads ? 1 : K <= 2 * kThreads ? 2 : 4;
   constexpr bool kGrouped = kRegisters >= 64 && kGroups <= Vec && K <= kGroups * kThreads;
   const float infinity = -value_of(kFill);

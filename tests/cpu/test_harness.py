@@ -63,6 +63,31 @@ def test_rows_about_as_long_as_registers_hold_at_the_largest_k() -> None:
     assert faults(x, MAX_K, lengths, run.out) == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(nan="highest", row_starts=True),
+        Options(tie_break="smallest", dtype="bfloat16"),
+        Options(tie_break="largest", order="value"),
+    ],
+    ids=lambda options: options.suffix or "plain",
+)
+@pytest.mark.parametrize("slots", [4, 64])
+def test_every_kind_of_input_in_registers_of_which_every_thread_holds_some(options: Options, slots: int) -> None:
+    """Blocks of 512 threads where rows outnumber SMs, else of 1024; one group of elements a thread, or several."""
+    width = 5000 if slots > len(INPUTS) else 2600
+    x = narrowed(np.concatenate([make(name, 1, width) for name in INPUTS]), options.dtype)
+    starts = (np.arange(len(x)) % 7).astype(np.int32) if options.row_starts else None
+    for k in (100, 1000):
+        problem = Problem(rows=len(x), width=width, k=k, options=options)
+        made = plan_for(problem, slots, route="filtered", tuning=DEFAULT_TUNING)
+        assert made.block == (1024 if slots > len(x) else 512)
+        run = simulate(made, x, row_starts=starts, seed=k)
+        assert run.status == "done", run.report
+        assert faults(x, k, None, run.out, options=options, row_starts=starts) == []
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("tie_break", ["smallest", "largest"])
 @pytest.mark.parametrize(("order", "k"), [("none", K), ("index", 2100), ("value", 4096)])

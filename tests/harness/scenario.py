@@ -240,12 +240,14 @@ def telling_scenario(seed: int) -> Scenario:
     alone = seed % 8 == 2  # each block has an SM to itself
     rows, chunk, slots = (2, 252, 13) if meeting else (10, 500, 12 if alone else 7)
     k = 200 if kind == 3 else 64  # enough that the sort crosses warps
-    tuning = TUNING
-    if seed % 32 == 2:
+    tuning, width = TUNING, WIDTH
+    if seed % 16 == 6:  # rows in registers of which every thread holds some
+        tuning, width = replace(TUNING, short_max=2600, max_candidates=1400), 2600
+    elif seed % 32 == 2:
         k, tuning = 32, ROOMY
     elif seed % 32 == 18:  # hardly more room than places: too much is kept, or too little
         tuning = replace(TUNING, max_candidates=k + 6)
-    logits, lengths = rows_of_every_path(rows, k, random)
+    logits, lengths = rows_of_every_path(rows, k, random, width=width)
     if kind == 3 and seed % 8 == 3:
         with np.errstate(invalid="ignore"):
             logits = np.round(logits)  # ties, where these rows are told apart by index and sorted
@@ -255,7 +257,7 @@ def telling_scenario(seed: int) -> Scenario:
         options, row_starts = Options(row_starts=True), random.integers(0, 8, rows).astype(np.int32)
     if seed % 16 == 14:  # values that nothing is quick with: held in shared memory, and not queued
         options = Options(dtype="float16")
-    problem = Problem(rows=rows, width=WIDTH, k=k, options=options, sm_budget=3 if kind == 2 and not alone else None)
+    problem = Problem(rows=rows, width=width, k=k, options=options, sm_budget=3 if kind == 2 and not alone else None)
     return Scenario(
         plan=plan_for(
             problem,
@@ -265,7 +267,7 @@ def telling_scenario(seed: int) -> Scenario:
             tuning=tuning,
         ),
         logits=narrowed(logits, options.dtype),
-        lengths=np.full(rows, WIDTH, np.int32) if meeting else lengths,
+        lengths=np.full(rows, width, np.int32) if meeting else lengths,
         row_starts=row_starts,
         workspace="words of the meeting" if meeting else str(random.choice(WORKSPACES)),
         offset=0,
