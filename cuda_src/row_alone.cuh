@@ -32,7 +32,7 @@ template <int K, int Vec>
 __device__ __forceinline__ void row_short(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   Scratch& s = sh.scratch;
   clear_bins(sh.bins);
-  if (threadIdx.x == 0) s.above_count = s.tie_count = s.high = 0, s.low = ~0u;
+  if (threadIdx.x == 0) s.tie_count = s.high = 0, s.low = ~0u;
   __syncthreads();
   u32 low = ~0u, high = 0;
   for_each_key_deep<Vec, 2>(row, 0, row.n, [&](u32 key, u32 index, bool valid) {

@@ -77,7 +77,7 @@ __device__ __forceinline__ bool find_pivot(const Row& row, u32 samples, u32 want
   meanwhile();
   clear_bins(bins);
   if (threadIdx.x == 0) {
-    s.above_count = s.tie_count = s.candidate_count = s.gathered = s.gathered_ties = s.high = 0;
+    s.tie_count = s.candidate_count = s.gathered = s.gathered_ties = s.high = 0;
     s.low = s.pivot = ~0u;
   }
   __syncthreads();

@@ -48,6 +48,10 @@ def host(name: str) -> Any:
             importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
         except (ImportError, RuntimeError) as error:  # numba's own, and that of what looks for libraries
             pytest.skip(f"{NOT_INSTALLED} NVVM, which numba compiles with ({error})")
+        try:
+            importlib.import_module("numba.cuda.np.arrayobj")
+        except AttributeError as error:  # it wants something that this NumPy no longer has
+            pytest.skip(f"{NOT_INSTALLED} a NumPy that this numba works with ({error})")
     return found
 
 

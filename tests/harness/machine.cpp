@@ -596,6 +596,11 @@ u32 fetch_add_relaxed(u32* p, u32 v) { return add(p, v, false); }
 void give_up(u32 what, u32 wanted, u32 seen) {
   fail(kDeadlock, "block %u gave up wait %u: wanted %u, saw %u", block->index, what, wanted, seen);
 }
+u32 load_shared(const u32* p) {  // beside atomics; what others add before the caller goes on, it has not seen
+  const u32 seen = machine::shared_update(const_cast<u32*>(p), machine::Update::kAdd, 0);
+  yield();
+  return seen;
+}
 void pause() {
   steps -= min(steps, 64u);
   block->fibers[self].paused = true;

@@ -31,9 +31,7 @@ inline u32 max_of_pairs(u32 a, u32 b) {
 }
 [[noreturn]] void give_up(u32 what, u32 wanted, u32 seen);
 
-inline u32 load_shared(const u32* p) {  // beside atomics
-  return machine::shared_update(const_cast<u32*>(p), machine::Update::kAdd, 0);
-}
+u32 load_shared(const u32* p);
 
 // Of clusters: a barrier in two halves, and places in the shared memory of block `rank`.
 u32 cluster_rank();

@@ -242,7 +242,10 @@ def telling_scenario(seed: int) -> Scenario:
     k = 200 if kind == 3 else 64  # enough that the sort crosses warps
     tuning, width = TUNING, WIDTH
     if seed % 16 == 6:  # rows in registers of which every thread holds some
-        tuning, width = replace(TUNING, short_max=2600, max_candidates=1400), 2600
+        tuning, width = replace(TUNING, short_max=2900, max_candidates=1400), 2900
+    elif seed % 32 == 4:  # too long for registers, and held in shared memory
+        tuning = replace(TUNING, short_max=4400, radix_threshold=4400, max_candidates=2200)
+        rows, width, chunk = 4, 4400, 4400
     elif seed % 32 == 2:
         k, tuning = 32, ROOMY
     elif seed % 32 == 18:  # hardly more room than places: too much is kept, or too little
@@ -252,12 +255,19 @@ def telling_scenario(seed: int) -> Scenario:
         with np.errstate(invalid="ignore"):
             logits = np.round(logits)  # ties, where these rows are told apart by index and sorted
     options = Options(order="value", tie_break="smallest") if kind == 3 else PLAIN
+    if seed % 16 == 6:
+        options = (PLAIN, Options(nan="highest"), Options(tie_break="smallest"))[seed // 16 % 3]
+        logits[0, ::20], lengths[:2] = np.nan, width  # more of the highest than places
+        logits[1] = 1.5  # and of equal ones than there is room for
     row_starts = None
+    if seed % 32 == 4:
+        lengths = np.array([width, 4097, width - 1, 300], np.int32)
     if seed % 16 == 10:  # windows that begin within a load
         options, row_starts = Options(row_starts=True), random.integers(0, 8, rows).astype(np.int32)
     if seed % 16 == 14:  # values that nothing is quick with: held in shared memory, and not queued
         options = Options(dtype="float16")
-    problem = Problem(rows=rows, width=width, k=k, options=options, sm_budget=3 if kind == 2 and not alone else None)
+    budget = 3 if kind == 2 and not alone else None
+    problem = Problem(rows=rows, width=width, k=k, options=options, sm_budget=budget)
     return Scenario(
         plan=plan_for(
             problem,
