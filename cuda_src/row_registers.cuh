@@ -31,8 +31,8 @@ __device__ __forceinline__ u32 key_of_value(float x) {
 // Returns whether the row is done. K < n.
 template <int K, int Vec>
 __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
-  // Scalar loads need more registers beside the elements; with so many places there would be none left.
-  constexpr u32 kHeld = Vec == 1 && K > 2048 && kHeldWords == 32 ? 28 : kHeldWords;
+  // Scalar loads need more registers beside the elements; there would be none left.
+  constexpr u32 kHeld = Vec == 1 && kHeldWords == 32 ? 28 : kHeldWords;
   constexpr u32 kWords = sizeof(Loaded<Vec>) / 4, kPacks = kHeld / kWords < 32 / Vec ? kHeld / kWords : 32 / Vec;
   const u32 first = row.lead(), last = first + row.n;  // positions from row.base
   if (!kQuickValue || last > kPacks * Vec * kThreads) return false;
@@ -134,13 +134,11 @@ __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u
       __syncthreads();
       find_bin(sh.bins, s.need, s);
       bin = s.digit;
-      u32 still = 0;
       for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
         const u32 own = spread.four_bins_of(x), one = candidates & 1u << which;
         members |= own > 4 * bin ? one : 0u;
-        still |= own == 4 * bin ? one : 0u;
+        candidates ^= own != 4 * bin ? one : 0u;
       });
-      candidates = still;
     }
   }
   if (bin == ~0u) {
