@@ -1,7 +1,8 @@
 // A short row by one block that holds it in registers: read once, the loads under way while the block makes itself
 // ready; then one histogram of bins of equal width in value between the row's bounds, and a handful of candidates to
-// rank. Works on the values themselves. What cannot be placed between finite bounds, and a bin that holds too many, is
-// narrowed in shared memory. Called by row_alone.cuh. Shared memory: Shared<K> up to `rest`.
+// rank. Works on the values themselves. A bin that holds too many is divided again; what cannot be placed between finite
+// bounds is narrowed in shared memory (held.cuh), or left to others where it does not fit. Called by row_alone.cuh.
+// Shared memory: Shared<K>, of `rest` as much as there is.
 #pragma once
 #include "held.cuh"
 
