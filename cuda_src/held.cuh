@@ -53,22 +53,22 @@ struct Candidates {
   __device__ __forceinline__ explicit Candidates(u32* bins) : keys(bins), indices(bins + kRanked) {}
 };
 
-// The row's output: staged members, then of the s.count candidates the best s.need.
+// The row's output: staged members, then, if some wait to be ranked, of the s.count candidates the best s.need.
 // Before: tie_count was zero when they were staged; a barrier since.
 template <int K>
-__device__ __forceinline__ void finish_ranked(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
+__device__ __forceinline__ void finish_ranked(const Row& row, const Params& p, u32 r, bool ranks, Shared<K>& sh) {
   const Candidates candidates(sh.bins);
   const Out to = out_of(p, r);
-  const u32 need = sh.scratch.need, first = K - need;
+  const u32 need = ranks ? sh.scratch.need : 0u, first = K - need, count = ranks ? sh.scratch.count : 0u;
   if constexpr (kSorts) {
-    rank_candidates(candidates.keys, candidates.indices, sh.scratch.count, need,
+    rank_candidates(candidates.keys, candidates.indices, count, need,
                     [&](u32 place, u32 index) { sh.staged[first + place] = static_cast<int>(index); });
     __syncthreads();
     finish(row, K, out_of(p, r), sh);
   } else {
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < first; i += kThreads) to.put(row, i, static_cast<u32>(sh.staged[i]));
-    rank_candidates(candidates.keys, candidates.indices, sh.scratch.count, need,
+    rank_candidates(candidates.keys, candidates.indices, count, need,
                     [&](u32 place, u32 index) { to.put(row, first + place, index); });
     __syncthreads();  // before the next row's bins
   }
@@ -144,77 +144,58 @@ __device__ __forceinline__ void stage_told(const u32* keys, u32 held, Shared<K>&
   }
 }
 
-// The row's output from held keys, of which those above the bin `bin` of `spread` are members, and s.need of those in
-// it, which are too many to be ranked. Before: tie_count is zero; a barrier since.
-template <int K, class IndexOf>
-__device__ __forceinline__ void select_narrowed(const Row& row, const u32* keys, u32 held, const Spread& spread,
-                                                u32 bin, const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {
-  const Candidates candidates(sh.bins);
-  Open open;
-  const bool ranks = decide(open, sh.bins, sh.scratch, HeldInBin<IndexOf>{keys, held, spread, bin, index_of});
-  const u32 need = sh.scratch.need;
-  stage_told<4>(
-      keys, held, sh, index_of,
-      [&](u32 key, u32 i, bool& member, bool& waits) {
-        const u32 index = kTies ? index_of(i) : 0u;
-        member = open.below(key, index);
-        waits = open.holds(key, index);
-      },
-      [&](u32 place, u32 i) {
-        if (ranks) {
-          candidates.keys[place] = keys[i];
-          candidates.indices[place] = index_of(i);
-        } else if (place < need) {
-          sh.staged[K - need + place] = static_cast<int>(index_of(i));
-        }
-        return ranks || place < need;
-      });
-  __syncthreads();
-  if (ranks) {
-    finish_ranked(row, p, r, sh);
-  } else {
-    finish(row, K, out_of(p, r), sh);
-  }
-}
-
-// The row's output from held keys, none of them below the lower bound of `spread`.
+// The row's output from held keys, none of them below the lower bound of `spread`, which may be unusable.
 // Before: the bins are cleared, tie_count is zero; a barrier since.
 template <int K, class IndexOf>
 __device__ __forceinline__ void select_held(const Row& row, const u32* keys, u32 held, const Spread& spread,
                                             const Params& p, u32 r, Shared<K>& sh, IndexOf index_of) {
   Scratch& s = sh.scratch;
   u32 bin = kEveryBin;
+  bool ranks = false;
   if (spread.usable()) {
     count_spread(keys, held, spread, sh.bins);
     __syncthreads();
     find_bin(sh.bins, K, s);
     bin = s.digit;
-    if (s.count <= kRanked) {
-      const Candidates candidates(sh.bins);
-      const auto tell = [&](u32 key, u32, bool& member, bool& waits) {
-        const u32 own = spread.four_bins_of(value_of(bits_of(key)));
-        member = own > 4 * bin;
-        waits = own == 4 * bin;
-      };
-      const auto rank_later = [&](u32 place, u32 i) {
-        candidates.keys[place] = keys[i];
-        candidates.indices[place] = index_of(i);
-        return true;
-      };
-      // Each turn costs a scan and an atomic: few and larger ones, where registers allow.
-      if (kRegisters < 64 || held <= 4 * kThreads) {
-        stage_told<4>(keys, held, sh, index_of, tell, rank_later);
-      } else {
-        stage_told<8>(keys, held, sh, index_of, tell, rank_later);
-      }
-      __syncthreads();
-      finish_ranked(row, p, r, sh);
-      return;
-    }
+    ranks = s.count <= kRanked;
   } else if (threadIdx.x == 0) {
     s.need = K;
   }
-  select_narrowed(row, keys, held, spread, bin, p, r, sh, index_of);
+  const Candidates candidates(sh.bins);
+  const auto rank_later = [&](u32 place, u32 i) {
+    candidates.keys[place] = keys[i];
+    candidates.indices[place] = index_of(i);
+    return true;
+  };
+  if (ranks) {
+    const auto tell = [&](u32 key, u32, bool& member, bool& waits) {
+      const u32 own = spread.four_bins_of(value_of(bits_of(key)));
+      member = own > 4 * bin;
+      waits = own == 4 * bin;
+    };
+    // Each turn costs a scan and an atomic: few and larger ones, where registers allow.
+    if (kRegisters < 64 || held <= 4 * kThreads) {
+      stage_told<4>(keys, held, sh, index_of, tell, rank_later);
+    } else {
+      stage_told<8>(keys, held, sh, index_of, tell, rank_later);
+    }
+  } else {
+    Open open;
+    ranks = decide(open, sh.bins, s, HeldInBin<IndexOf>{keys, held, spread, bin, index_of});
+    const u32 need = s.need;
+    const auto tell = [&](u32 key, u32 i, bool& member, bool& waits) {
+      const u32 index = kTies ? index_of(i) : 0u;
+      member = open.below(key, index);
+      waits = open.holds(key, index);
+    };
+    stage_told<4>(keys, held, sh, index_of, tell, [&](u32 place, u32 i) {
+      if (ranks) return rank_later(place, i);
+      if (place < need) sh.staged[K - need + place] = static_cast<int>(index_of(i));
+      return place < need;
+    });
+  }
+  __syncthreads();
+  finish_ranked(row, p, r, ranks, sh);
 }
 
 // The smallest and the largest of all threads' keys into Scratch. Before: s.low is all ones and s.high zero.

@@ -77,6 +77,7 @@ class Spread {
   static __device__ __forceinline__ Spread of_keys(u32 low, u32 high) {
     return {value_of(bits_of(low)), value_of(bits_of(high))};
   }
+  static __device__ __forceinline__ Spread none() { return {0.0f, -1.0f}; }
   // Not between NaN or infinities, nor where they are too near to each other or too far apart.
   __device__ __forceinline__ bool usable() const { return kQuickValue && scale_ > 0.0f && scale_ < 1e38f; }
   __device__ __forceinline__ u32 bin(u32 key) const { return bin_of(value_of(bits_of(key))); }

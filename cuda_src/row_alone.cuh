@@ -27,24 +27,27 @@ __device__ __forceinline__ void row_trivial(const Row& row, const Out& to, Share
 }
 
 // K < n <= kShortMax, and the row fits into `rest`. Read once and held, so all else is counted where it lies, and no buffer
-// exists that could overflow.
+// exists that could overflow. `held`: it lies there already, and bins of equal width in value do not tell it apart.
 template <int K, int Vec>
-__device__ __forceinline__ void row_short(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
+__device__ __forceinline__ void row_short(const Row& row, const Params& p, u32 r, bool held, Shared<K>& sh) {
   Scratch& s = sh.scratch;
-  clear_bins(sh.bins);
-  if (threadIdx.x == 0) s.tie_count = s.high = 0, s.low = ~0u;
+  if (!held) {
+    clear_bins(sh.bins);
+    if (threadIdx.x == 0) s.tie_count = s.high = 0, s.low = ~0u;
+    __syncthreads();
+    u32 low = ~0u, high = 0;
+    for_each_key_deep<Vec, 2>(row, 0, row.n, [&](u32 key, u32 index, bool valid) {
+      if (valid) {
+        sh.rest[index] = key;
+        low = min(low, key);
+        high = max(high, key);
+      }
+    });
+    widen(low, high, s);
+  }
   __syncthreads();
-  u32 low = ~0u, high = 0;
-  for_each_key_deep<Vec, 2>(row, 0, row.n, [&](u32 key, u32 index, bool valid) {
-    if (valid) {
-      sh.rest[index] = key;
-      low = min(low, key);
-      high = max(high, key);
-    }
-  });
-  widen(low, high, s);
-  __syncthreads();
-  select_held(row, sh.rest, row.n, Spread::of_keys(s.low, s.high), p, r, sh, [](u32 i) { return i; });
+  const Spread spread = held ? Spread::none() : Spread::of_keys(s.low, s.high);
+  select_held(row, sh.rest, row.n, spread, p, r, sh, [](u32 i) { return i; });
 }
 
 // Any n > K. A coarse histogram of the top 11 bits in a first reading; a second reading takes what lies above the
@@ -109,10 +112,12 @@ template <int K, int Vec, bool Pass>
 __device__ __forceinline__ void row_alone(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   if (row.n <= K) {
     row_trivial<K>(row, out_of(p, r), sh);
-  } else if (row.n <= kShortMax && row_registers<K, Vec>(row, p, r, sh)) {
     return;
-  } else if (row.n <= kShortMax && row.n <= 2 * p.candidates) {
-    row_short<K, Vec>(row, p, r, sh);
+  }
+  const Registers found = row.n <= kShortMax ? row_registers<K, Vec>(row, p, r, sh) : Registers::kNothing;
+  if (found == Registers::kDone) return;
+  if (row.n <= kShortMax && row.n <= 2 * p.candidates) {
+    row_short<K, Vec>(row, p, r, found == Registers::kHeld, sh);
   } else {
     if constexpr (Pass) {
       if (p.candidates >= kLeastCandidates && row.n >= 2 * kSamples && row_pass<K, Vec>(row, p, r, sh)) return;

@@ -29,14 +29,17 @@ __device__ __forceinline__ u32 key_of_value(float x) {
   return ordered_key(__float_as_uint(x) >> (sizeof(Logit) == 2 ? 16 : 0));
 }
 
-// Returns whether the row is done. K < n.
+// What became of a row: nothing, its keys lie in shared memory, or it is done.
+enum class Registers { kNothing, kHeld, kDone };
+
+// K < n. Where the keys lie in `rest`, tie_count is zero; no barrier since.
 template <int K, int Vec>
-__device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
+__device__ __forceinline__ Registers row_registers(const Row& row, const Params& p, u32 r, Shared<K>& sh) {
   // Scalar loads need more registers beside the elements; there would be none left.
   constexpr u32 kHeld = Vec == 1 && kHeldWords == 32 ? 28 : kHeldWords;
   constexpr u32 kWords = sizeof(Loaded<Vec>) / 4, kPacks = kHeld / kWords < 32 / Vec ? kHeld / kWords : 32 / Vec;
   const u32 first = row.lead(), last = first + row.n;  // positions from row.base
-  if (!kQuickValue || last > kPacks * Vec * kThreads) return false;
+  if (!kQuickValue || last > kPacks * Vec * kThreads) return Registers::kNothing;
   Scratch& s = sh.scratch;
   Loaded<Vec> held[kPacks];
 #pragma unroll
@@ -144,15 +147,12 @@ __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u
   }
   if (bin == ~0u) {
     // Too few count, and the rest is -inf or NaN; or there are no bins between such bounds; or ties are told apart.
-    if (row.n > 2 * p.candidates) return false;
+    if (row.n > 2 * p.candidates) return Registers::kNothing;
     for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
       const u32 at = (threadIdx.x + which / Vec * kThreads) * Vec + which % Vec;
       if (at < last && (!kRowStarts || at >= first)) sh.rest[at - first] = key_of_value(x);
     });
-    if (threadIdx.x == 0) s.need = K;
-    __syncthreads();
-    select_narrowed(row, sh.rest, row.n, spread, kEveryBin, p, r, sh, [](u32 i) { return i; });
-    return true;
+    return Registers::kHeld;
   }
   const u32 need = s.need;
   u32 place = warp_places(kMember * __popc(members) + kCandidate * __popc(candidates), &s.tie_count);
@@ -162,28 +162,20 @@ __device__ __forceinline__ bool row_registers(const Row& row, const Params& p, u
     if (member) sh.staged[place >> 16] = static_cast<int>(index_of(which));
     place += member ? kMember : 0u;
   });
-  if (equal) {  // any of them
-#pragma unroll 1
-    while (candidates && (place & 0xffffu) < need) {
-      const u32 which = 31 - __clz(candidates);
-      candidates ^= 1u << which;
-      sh.staged[K - need + (place & 0xffffu)] = static_cast<int>(index_of(which));
-      place += kCandidate;
-    }
-    __syncthreads();
-    finish(row, K, out_of(p, r), sh);
-    return true;
-  }
   const Candidates waiting(sh.bins);
 #pragma unroll 1
-  while (candidates) {
-    const u32 which = 31 - __clz(candidates), index = index_of(which);
+  while (candidates && (!equal || (place & 0xffffu) < need)) {
+    const u32 which = 31 - __clz(candidates), index = index_of(which), to = place & 0xffffu;
     candidates ^= 1u << which;
-    waiting.keys[place & 0xffffu] = ordered_key(row.bits(index));
-    waiting.indices[place & 0xffffu] = index;
+    if (equal) {  // any of them
+      sh.staged[K - need + to] = static_cast<int>(index);
+    } else {
+      waiting.keys[to] = ordered_key(row.bits(index));
+      waiting.indices[to] = index;
+    }
     place += kCandidate;
   }
   __syncthreads();
-  finish_ranked(row, p, r, sh);
-  return true;
+  finish_ranked(row, p, r, !equal, sh);
+  return Registers::kDone;
 }

@@ -86,7 +86,7 @@ _BY_HAND = (
     ("row_pass.cuh", "if (place < room)", "if (true)", "written behind what there is room for"),
     ("row_pass.cuh", "if (place < K)", "if (true)", "more ties than places"),
     ("held.cuh", "member = own > 4 * bin;", "member = own >= 4 * bin;", "all of a bin are members"),
-    ("held.cuh", "} else if (place < need) {", "} else {", "more ties than places where keys are held"),
+    ("held.cuh", "if (place < need) sh.staged", "sh.staged", "more ties than places where keys are held"),
     (
         "narrow.cuh",
         "min(in.high - in.low, (1u << shift) - 1)",
@@ -103,7 +103,12 @@ _BY_HAND = (
         "equal = low == high;",
         "any of equal ones, asked for the first",
     ),
-    ("row_registers.cuh", "candidates && (place & 0xffffu) < need", "candidates", "more ties than places in registers"),
+    (
+        "row_registers.cuh",
+        "candidates && (!equal || (place & 0xffffu) < need)",
+        "candidates",
+        "more ties than places in registers",
+    ),
     ("keys.cuh", "kNanHighest && x != x ? 1.0f : saturated", "saturated", "NaN falls into the lowest bin"),
     ("loads.cuh", "if (kRowStarts && d == 0) hits &= ~0u << before;", "", "picked before the window"),
     ("loads.cuh", "to = atomicAdd(counter, 1u);", "", "two of one load at one place"),
