@@ -11,13 +11,21 @@ extern "C" __global__ void __cluster_dims__(DRVTOPK_CLUSTER, 1, 1)
   ptx::wait_for_predecessor();
   Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
   const u32 rank = ptx::cluster_rank();
-  bool met = false;
+  u32 met = 0;  // rows that this cluster has shared
 #pragma unroll 1
   for (u32 row = blockIdx.x / kCluster; row < p.rows; row += p.groups) {
     const Row from = row_of<Vec>(p, row);
     if (from.n > kClusterThreshold && from.n > K) {
-      row_cluster<K, Vec>(from, p, row, rank, met, sh);
-      met = true;
+      if constexpr (kGathers) {
+        const bool gathers = from.n >= 32 * kCluster;
+        if (!gathers || !row_gather<K, Vec>(from, p, row, rank, met, sh)) {
+          cluster_by_digits<K, Vec>(from, Part(from.n, rank), rank, out_of(p, row), sh);
+        }
+        met += gathers;
+      } else {
+        row_cluster<K, Vec>(from, p, row, rank, met != 0, sh);
+        ++met;
+      }
     } else if (row / p.groups % kCluster == rank) {
       row_alone<K, Vec, false>(from, p, row, sh);
     }

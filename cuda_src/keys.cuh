@@ -67,17 +67,18 @@ class Reaches {
 // Bins of equal width in value between two of them: what selections of logits are usually told apart by at once, where
 // digits of the key crowd into a few exponents. The lower one falls into bin 1, what is far below it into bin 0, and
 // what is above the upper one into the last.
-class Spread {
+template <u32 Bins>
+class SpreadOver {
  public:
   // Of one value: its own bin, and the last for what is larger by one.
-  __device__ __forceinline__ Spread(float low, float high) {
+  __device__ __forceinline__ SpreadOver(float low, float high) {
     scale_ = low == high ? 1.0f : __fdividef(1.0f - 2.0f * kEach, high - low);
     shift_ = fmaf(-low, scale_, 1.5f * kEach);
   }
-  static __device__ __forceinline__ Spread of_keys(u32 low, u32 high) {
+  static __device__ __forceinline__ SpreadOver of_keys(u32 low, u32 high) {
     return {value_of(bits_of(low)), value_of(bits_of(high))};
   }
-  static __device__ __forceinline__ Spread none() { return {0.0f, -1.0f}; }
+  static __device__ __forceinline__ SpreadOver none() { return {0.0f, -1.0f}; }
   // Not between NaN or infinities, nor where they are too near to each other or too far apart.
   __device__ __forceinline__ bool usable() const { return kQuickValue && scale_ > 0.0f && scale_ < 1e38f; }
   __device__ __forceinline__ u32 bin(u32 key) const { return bin_of(value_of(bits_of(key))); }
@@ -88,7 +89,7 @@ class Spread {
   __device__ __forceinline__ u32 four_bins_of(float x) const {
     // Of a NaN it makes zero. (Compilers take a minimum and a maximum for the same and get NaN wrong.)
     const float saturated = __saturatef(fmaf(x, scale_, shift_)), part = kNanHighest && x != x ? 1.0f : saturated;
-    return __float_as_uint(fmaf(part, static_cast<float>(kBins - 1), 2097152.0f)) & 4 * (kBins - 1);
+    return __float_as_uint(fmaf(part, static_cast<float>(Bins - 1), 2097152.0f)) & 4 * (Bins - 1);
   }
 
   // The key of a value about where a bin begins.
@@ -98,6 +99,7 @@ class Spread {
   }
 
  private:
-  static constexpr float kEach = 1.0f / static_cast<float>(kBins - 1);
+  static constexpr float kEach = 1.0f / static_cast<float>(Bins - 1);
   float scale_, shift_;
 };
+using Spread = SpreadOver<kBins>;

@@ -38,11 +38,10 @@ struct Pack<16> {
 template <int Vec>
 struct Loaded {
   static constexpr int kBytes = Vec * static_cast<int>(sizeof(Logit));
+  using P = typename Pack<kBytes>::type;
   u32 words[kBytes < 4 ? 1 : kBytes / 4];
 
-  __device__ __forceinline__ void load(const Logit* from) {
-    using P = typename Pack<kBytes>::type;
-    const P pack = __ldg(reinterpret_cast<const P*>(from));
+  __device__ __forceinline__ void take(const P& pack) {
     if constexpr (kBytes <= 4) {
       words[0] = pack;
     } else if constexpr (kBytes == 8) {
@@ -51,6 +50,7 @@ struct Loaded {
       words[0] = pack.x, words[1] = pack.y, words[2] = pack.z, words[3] = pack.w;
     }
   }
+  __device__ __forceinline__ void load(const Logit* from) { take(__ldg(reinterpret_cast<const P*>(from))); }
   // Those from `begin` to before `end` only; the others are `fill`.
   __device__ __forceinline__ void load_some(const Logit* from, int begin, int end, u32 fill) {
     *this = Loaded{};
@@ -58,6 +58,13 @@ struct Loaded {
     for (int v = 0; v < Vec; ++v) {
       const u32 bits = begin <= v && v < end ? __ldg(from + v) : fill;
       words[v * sizeof(Logit) / 4] |= sizeof(Logit) == 4 ? bits : bits << v % 2 * 16;
+    }
+  }
+  __device__ __forceinline__ void set(int v, u32 bits) {
+    if constexpr (sizeof(Logit) == 4) {
+      words[v] = bits;
+    } else {
+      words[v / 2] = v % 2 ? (words[v / 2] & 0xffffu) | bits << 16 : (words[v / 2] & 0xffff0000u) | bits;
     }
   }
   __device__ __forceinline__ u32 bits(int v) const {

@@ -31,7 +31,7 @@ __device__ __forceinline__ Interval shared_bounds(u32 low, u32 high, Scratch& s)
 template <class Each>
 __device__ __forceinline__ Interval bounds_of(const Interval& in, u32* bins, Scratch& s, const Each& each) {
   u32 low = ~0u, high = 0;
-  each([&](u32 x) {
+  each([&](u32 x, u32 = 1) {
     if (in.contains(x)) low = min(low, x), high = max(high, x);
   });
   clear_bins(bins);
@@ -39,29 +39,37 @@ __device__ __forceinline__ Interval bounds_of(const Interval& in, u32* bins, Scr
   return shared_bounds(low, high, s);
 }
 
-// Of the numbers for which each(f) calls f, at least s.need of them: leaves the interval in `in`, in s.need how many of
-// those in it are among the s.need largest, and in s.count how many it holds: at most `few`, or, where `whole` is set,
-// wanted ones only, or one number however often. Returns s.count, or kUncounted where all numbers are one and nothing
-// was counted. No barrier is needed before. After: a barrier; the bins may be overwritten.
+// Of the numbers in `in`, the bounds of those that are there, for which each(f) calls f (with how often, if more than
+// once): leaves a smaller interval in `in`, in s.need how many of those in it are among the
+// s.need largest, and in s.count how many it holds: at most `few`, or, where `whole` is set, wanted ones only, or one
+// number however often. Returns s.count, zero if there are fewer than s.need numbers, or kUncounted where all are one and
+// nothing was counted. Before: the bins are cleared; a barrier since. After: a barrier; the bins may be overwritten.
 template <class Each>
-__device__ __forceinline__ u32 narrow(Interval& in, u32 few, bool whole, u32* bins, Scratch& s, const Each& each) {
+__device__ __forceinline__ u32 narrow_from(Interval& in, u32 few, bool whole, u32* bins, Scratch& s, const Each& each) {
   u32 count = kUncounted;
-  in = bounds_of({0, ~0u}, bins, s, each);
 #pragma unroll 1
   while (in.low != in.high) {
     const u32 bits = 32 - __clz(in.high - in.low), shift = bits > kDigitBits ? bits - kDigitBits : 0;
-    each([&](u32 x) {
-      if (in.contains(x)) atomicAdd(&bins[(x - in.low) >> shift], 1u);
+    each([&](u32 x, u32 often = 1) {
+      if (in.contains(x)) atomicAdd(&bins[(x - in.low) >> shift], often);
     });
     __syncthreads();
     find_bin(bins, s.need, s);
     count = s.count;
+    if (count == 0) break;  // there are fewer than s.need
     in.low += s.digit << shift;
     in.high = in.low + min(in.high - in.low, (1u << shift) - 1);
     if (count <= few || (whole && count == s.need)) break;
     in = bounds_of(in, bins, s, each);
   }
   return count;
+}
+
+// The same of all numbers. No barrier is needed before.
+template <class Each>
+__device__ __forceinline__ u32 narrow(Interval& in, u32 few, bool whole, u32* bins, Scratch& s, const Each& each) {
+  in = bounds_of({0, ~0u}, bins, s, each);
+  return narrow_from(in, few, whole, bins, s, each);
 }
 
 // What is left to decide: the keys in an interval, and where ties are told apart those of one key whose ranks are in

@@ -47,6 +47,8 @@ struct Choose<true, Narrow, Other> {
 using Logit = Choose<kDtype != Dtype::kFloat32, u32, unsigned short>::type;  // its bits
 using Index = Choose<DRVTOPK_INDEX_BYTES == 8, int, i64>::type;
 
+__host__ __device__ constexpr u32 align_up(u32 n, u32 to) { return (n + to - 1) / to * to; }
+
 struct Params {
   const Logit* logits;
   const int* lengths;  // null: every row is `width` long

@@ -89,6 +89,15 @@ __device__ __forceinline__ void let_successor_begin() {
 #endif
 }
 
+#ifdef DRVTOPK_WAIT_LIMIT
+// The debug build's end of a wait that took too long: one line, and the launch fails with an error.
+__device__ __noinline__ void give_up(u32 what, u32 wanted, u32 seen) {
+  const char* const names[] = {"hello", "again", "go", "barrier", "mail"};
+  printf("drvtopk: block %u gave up waiting (%s): wanted %u, saw %u\n", blockIdx.x, names[what], wanted, seen);
+  __trap();
+}
+#endif
+
 #if DRVTOPK_CLUSTER > 1
 // This block's rank in its cluster.
 __device__ __forceinline__ u32 cluster_rank() {
@@ -141,19 +150,64 @@ __device__ __forceinline__ void remote_store(u32* own, u32 rank, u32 v) {
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote_address(own, rank)), "r"(v) : "memory");
 }
 
+// Mail: words that blocks of a cluster send into each other's shared memory, and a barrier there (`box`) that says when
+// all of them have come. No fence: what has been waited for is visible. Each sender announces once for each turn how many
+// bytes it sends; a turn is over when all senders have announced and all bytes are there.
+// Before anybody sends: opened by one thread, and a cluster barrier, which need not order memory.
+__device__ __forceinline__ void mail_open(u64* box, u32 senders) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(box))),
+               "r"(senders)
+               : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mail_announce(u64* box, u32 rank, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(
+                   remote_address(reinterpret_cast<const u32*>(box), rank)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void mail_send(const uint4* own, u32 rank, uint4 v, u64* box) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   remote_address(reinterpret_cast<const u32*>(own), rank)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(remote_address(reinterpret_cast<const u32*>(box), rank))
+               : "memory");
+}
+// Many words at once, by the copy engine: a whole number of 16 bytes. Before: whoever wrote them has called
+// mail_written, and a barrier. The other way, word by word, costs the receiver's box an update for each 16 bytes.
+__device__ __forceinline__ void mail_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   remote_address(own, rank)),
+               "r"(static_cast<u32>(__cvta_generic_to_shared(own))), "r"(bytes),
+               "r"(remote_address(reinterpret_cast<const u32*>(box), rank))
+               : "memory");
+}
+// Until turn `turn`, counted from zero, is over. All threads that read what came must call it.
+__device__ __forceinline__ void mail_wait(u64* box, u32 turn) {
+  const u32 address = static_cast<u32>(__cvta_generic_to_shared(box));
+  u32 done = 0;
+#ifdef DRVTOPK_WAIT_LIMIT
+  u32 looks = 0;
+#endif
+  while (true) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\tselp.u32 %0, "
+        "1, 0, "
+        "p;\n\t}"
+        : "=r"(done)
+        : "r"(address), "r"(turn % 2)
+        : "memory");
+    if (done) break;
+#ifdef DRVTOPK_WAIT_LIMIT
+    if (looks++ == DRVTOPK_WAIT_LIMIT) give_up(4, turn + 1, turn);
+#endif
+  }
+}
+
 __device__ __forceinline__ u32 remote_load(const u32* own, u32 rank) {
   u32 v;
   asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(remote_address(own, rank)) : "memory");
   return v;
-}
-#endif
-
-#ifdef DRVTOPK_WAIT_LIMIT
-// The debug build's end of a wait that took too long: one line, and the launch fails with an error.
-__device__ __noinline__ void give_up(u32 what, u32 wanted, u32 seen) {
-  const char* const names[] = {"hello", "again", "go", "barrier"};
-  printf("drvtopk: block %u gave up waiting (%s): wanted %u, saw %u\n", blockIdx.x, names[what], wanted, seen);
-  __trap();
 }
 #endif
 

@@ -4,6 +4,7 @@
 #pragma once
 #include "finish.cuh"
 #include "held.cuh"
+#include "row_gather.cuh"
 #include "row_pass.cuh"
 #include "row_registers.cuh"
 
@@ -119,7 +120,12 @@ __device__ __forceinline__ void row_alone(const Row& row, const Params& p, u32 r
   if (row.n <= kShortMax && row.n <= 2 * p.candidates) {
     row_short<K, Vec>(row, p, r, found == Registers::kHeld, sh);
   } else {
-    if constexpr (Pass) {
+    if constexpr (Pass && kGathers) {
+      if (p.candidates > K && row.n >= 32) {
+        if (row.n <= kShortMax) __syncthreads();  // row_registers has read its bounds
+        if (row_gather<K, Vec>(row, p, r, 0, 0, sh)) return;
+      }
+    } else if constexpr (Pass) {
       if (p.candidates >= kLeastCandidates && row.n >= 2 * kSamples && row_pass<K, Vec>(row, p, r, sh)) return;
     }
     row_stream<K, Vec>(row, p, r, sh);

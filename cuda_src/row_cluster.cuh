@@ -143,8 +143,8 @@ __device__ __forceinline__ void join_lists(const List& list, const u32* slots, u
   constexpr u32 kWarpsEach = kWarps / kCluster;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, from = warp / kWarpsEach;
   if (from == kLeader) return;
-  const u32 base = __reduce_add_sync(0xffffffffu, lane < from ? s.counts[lane] : 0u);
-  const u32 sent = min(s.counts[from], slot);
+  const u32 base = __reduce_add_sync(0xffffffffu, lane < from ? s.told[lane].x : 0u);
+  const u32 sent = min(s.told[from].x, slot);
 #pragma unroll 1
   for (u32 i = warp % kWarpsEach * 32 + lane; i < sent; i += kWarpsEach * 32) {
     list.keys[base + i] = slots[from * slot + i];
@@ -158,10 +158,10 @@ template <int K>
 __device__ __forceinline__ void fetch_lists(const List& list, u32 slot, Shared<K>& sh) {
   constexpr u32 kBatch = 4;  // loads under way at once
   const Scratch& s = sh.scratch;
-  u32 base = s.counts[kLeader], tie_base = s.tie_counts[kLeader];
+  u32 base = s.told[kLeader].x, tie_base = s.told[kLeader].y;
 #pragma unroll 1
   for (u32 from = kLeader + 1; from < kCluster; ++from) {
-    const u32 count = s.counts[from], ties = s.tie_counts[from];
+    const u32 count = s.told[from].x, ties = s.told[from].y;
 #pragma unroll 1
     for (u32 first = slot + threadIdx.x; first < count; first += kBatch * kThreads) {
       u32 keys[kBatch], indices[kBatch];
@@ -224,8 +224,8 @@ __device__ __forceinline__ void row_cluster(const Row& row, const Params& p, u32
   ptx::cluster_wait();
   const u32 own = s.gathered;
   if (threadIdx.x < kCluster) {
-    ptx::remote_store(&s.counts[rank], threadIdx.x, own);
-    ptx::remote_store(&s.tie_counts[rank], threadIdx.x, min(s.gathered_ties, static_cast<u32>(K)));
+    ptx::remote_store(&s.told[rank].x, threadIdx.x, own);
+    ptx::remote_store(&s.told[rank].y, threadIdx.x, min(s.gathered_ties, static_cast<u32>(K)));
   }
   if (rank != kLeader && own <= room) {
 #pragma unroll 1
@@ -235,7 +235,7 @@ __device__ __forceinline__ void row_cluster(const Row& row, const Params& p, u32
     }
   }
   cluster_barrier();  // every block knows what all have found, and the leader has it, but for what it has to fetch
-  const u32 count = lane < kCluster ? s.counts[lane] : 0, tie_count = lane < kCluster ? s.tie_counts[lane] : 0;
+  const u32 count = lane < kCluster ? s.told[lane].x : 0, tie_count = lane < kCluster ? s.told[lane].y : 0;
   const u32 kept = __reduce_add_sync(0xffffffffu, count), ties = __reduce_add_sync(0xffffffffu, tie_count);
   if (kept > room || kept + ties < K) {
     cluster_by_digits<K, Vec>(row, part, rank, out_of(p, r), sh);

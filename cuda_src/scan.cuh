@@ -1,17 +1,20 @@
 // Which bin holds the need-th largest key? A suffix scan over the block's 2048 bins.
-// Called by the row paths between two barriers of their own. Before: the bins are complete (barrier passed) and their
-// sum is at least `need`, which is at least 1. Shared memory: Scratch. Two barriers inside; afterwards the answer
+// Called by the row paths between two barriers of their own. Before: the bins are complete (barrier passed); `need` is
+// at least 1. Shared memory: Scratch. Two barriers inside; afterwards the answer
 // stands in Scratch (registers are what the row paths are short of), and the bins may be overwritten.
 #pragma once
 #include "params.cuh"
 
 // A block's fixed words in shared memory, behind its bins.
-struct Scratch {
+struct alignas(16) Scratch {
+  uint4 told
+      [kCluster];  // by each block of a cluster: its count of keys, of ties at its pivot, its pivot, its largest key
+  u64 mail;        // that the other blocks send (ptx.cuh)
   u32 warp_sums[kWarps];
   u32 lows[kWarps], highs[kWarps];  // each warp's smallest and largest key
   u32 digit;                        // the bin that find_bin found,
   u32 need;                         // how many of its keys are members (at least 1),
-  u32 count;                        // and how many it holds
+  u32 count;                        // and how many it holds; zero: there are fewer keys than looked for
   u32 above_count;                  // staged members above the threshold
   u32 tie_count;                    // keys seen at the threshold
   u32 candidate_count;              // keys of the threshold bin kept in shared memory
@@ -20,7 +23,6 @@ struct Scratch {
   u32 pivot;                        // a key that all members should reach
   // Keys that this block found to reach the pivot, but for those equal to it where they are many; and those.
   u32 gathered, gathered_ties;
-  u32 counts[kCluster], tie_counts[kCluster];  // the same of every block of a cluster
 };
 static_assert(sizeof(Scratch) <= DRVTOPK_SCRATCH_BYTES, "spec.SCRATCH_BYTES is too small");
 
@@ -37,6 +39,7 @@ __device__ __forceinline__ void find_bin(const u32* bins, u32 need, Scratch& s) 
   if (lane == 0) s.warp_sums[warp] = own;
   __syncthreads();
   const u32 before = __reduce_add_sync(0xffffffffu, lane < warp ? s.warp_sums[lane] : 0u);
+  if (threadIdx.x == kThreads - 1 && before + own < need) s.count = 0;
   if (before < need && need <= before + own) {
     u32 sum = all;
 #pragma unroll

@@ -233,8 +233,8 @@ class Variant:
 
     @property
     def candidate_bytes(self) -> int:
-        """Shared memory for each candidate: a key and an index; in a cluster also a place in a queue and the leader's
-        room for what the others send."""
+        """Shared memory for each candidate: a key and an index; in a cluster also room for what the others send, or a
+        place in a queue."""
         return 20 if self.cluster > 1 else 8
 
     @property

@@ -44,7 +44,27 @@ def toy(
     return simulate(made, x, sources=sources, seed=seed, slots=slots, timeout=20)
 
 
+_OPEN = """
+  u64* const box = reinterpret_cast<u64*>(w + 1024);
+  uint4* const slot = reinterpret_cast<uint4*>(w) + rank;
+  if (t == 0) ptx::mail_open(box, kCluster);
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+"""
+_SEND = """
+  if (t < kCluster) ptx::mail_announce(box, t, 16);
+  if (t < kCluster) ptx::mail_send(slot, t, {rank, 1, 2, 3}, box);
+"""
+
 RIGHT = {
+    "mail that has been waited for is there, turn after turn": _OPEN
+    + _SEND
+    + """
+  ptx::mail_wait(box, 0);
+  if (t < kCluster && w[4 * t] != t) w[1 << 20] = 0;
+  meet();"""
+    + _SEND
+    + "ptx::mail_wait(box, 1);",
     "what was written before a barrier is read behind it, here and there": """
   w[t] = rank * 1000 + t;
   meet();
@@ -100,6 +120,43 @@ RIGHT = {
 
 # What is wrong, the kernel, how the launch ends, and what it says.
 WRONG = [
+    (
+        "mail read before it has come",
+        _OPEN + _SEND + "if (t == 0) w[512] = w[4 * next];",
+        "fault",
+        "nobody wrote|in a race",
+    ),
+    (
+        "mail to a block that may not have begun",
+        "u64* const box = reinterpret_cast<u64*>(w + 1024); if (t == 0) ptx::mail_open(box, 2);"
+        " ptx::mail_announce(box, next, 16); meet();",
+        "fault",
+        "which may not have begun",
+    ),
+    (
+        "less mail than announced",
+        _OPEN + "if (t < kCluster) ptx::mail_announce(box, t, 16); ptx::mail_wait(box, 0);",
+        "deadlock",
+        "threads 0-511 at clustered.cu:",
+    ),
+    (
+        "mail where no box is open",
+        "meet(); ptx::mail_announce(reinterpret_cast<u64*>(w + 1024), next, 16); meet();",
+        "fault",
+        "which has no open box there",
+    ),
+    (
+        "a block ends while mail is under way",
+        _OPEN + "if (rank == 1 && t == 0) ptx::mail_announce(box, 0, 16);",
+        "fault",
+        "ends while mail is under way|which has ended",
+    ),
+    (
+        "announced twice in a turn",
+        _OPEN + "if (t < 3) ptx::mail_announce(box, next, 16);",
+        "fault",
+        "as all have in this turn",
+    ),
     (
         "reaching for a block that may not have begun",
         "w[t] = 1; ptx::remote_add(&w[t], next, 1); meet();",

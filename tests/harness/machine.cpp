@@ -70,7 +70,7 @@ struct Random {  // splitmix64
   u32 below(u32 n) { return static_cast<u32>((next() >> 32) * n >> 32); }
 };
 
-enum State : unsigned char { kReady, kBarrier, kExchange, kCluster, kExited };
+enum State : unsigned char { kReady, kBarrier, kExchange, kCluster, kMail, kExited };
 
 struct Fiber {
   Context context;
@@ -81,6 +81,7 @@ struct Fiber {
   int looked_at;  // the last workspace word it loaded (-1: none), and what it saw
   u32 saw;
   u32 arrivals, waits;  // at cluster barriers
+  u32 mails;            // turns of mail that it has waited for
   bool begun;           // it knows that the launch before this one has ended
   Learnt learnt;
 };
@@ -99,6 +100,14 @@ struct Warp {
   u32 arrivals, waited;  // which one that was
 };
 
+// Where the other blocks of a cluster send to one.
+struct Mailbox {
+  const u64* box = nullptr;          // null: not opened
+  u32 senders = 0, announced = 0;    // of this turn
+  long long missing = 0;             // bytes that were announced and have not come, or the other way round
+  u32 turns = 0;                     // that are over
+};
+
 struct Block {
   bool resident = false;
   u32 index = 0;
@@ -115,6 +124,8 @@ struct Block {
   u32 acquired = 0;               // cluster barriers that some thread had waited for at the last barrier
   ClusterRaces::Touch reached{};  // the last access from another block, by the cluster barrier that releases it
   bool was_reached = false;
+  Mailbox mail;
+  u32 mails = 0;  // turns of mail that some thread had waited for at the last barrier
   View view;  // of the workspace, at the last barrier
   unsigned char* stacks = nullptr;
 };
@@ -212,6 +223,7 @@ void check_nobody_reaches() {
   if (block->was_reached && released(block->reached) > last)
     fail(kFault, "block %u ends after %u cluster barriers, but block %u %s reaches it after %u", block->index, last,
          block->reached.block, thread_name(block->reached.thread).c_str(), block->reached.arrivals);
+  if (block->mail.announced || block->mail.missing) fail(kFault, "block %u ends while mail is under way", block->index);
 }
 
 void fiber_entry() {
@@ -232,7 +244,8 @@ void begin(Block& b, u32 index) {
   b.shared.assign(request.smem_bytes + kGuard, 0xA5);
   b.races.reset(request.smem_bytes);
   if (clustered()) b.cluster_races.reset(request.smem_bytes);
-  b.acquired = 0, b.was_reached = false;
+  b.acquired = b.mails = 0, b.was_reached = false;
+  b.mail = {};
   b.relaxed.clear();
   b.view.assign(memory->size(), 0);
   if (!b.stacks) {
@@ -245,7 +258,7 @@ void begin(Block& b, u32 index) {
   for (Warp& warp : b.warps) warp.arrived = warp.turn = warp.arrivals = warp.waited = 0;
   for (u32 t = 0; t < kThreads; ++t) {
     b.fibers[t].state = kReady, b.fibers[t].paused = false, b.fibers[t].looked_at = -1;
-    b.fibers[t].arrivals = b.fibers[t].waits = 0;
+    b.fibers[t].arrivals = b.fibers[t].waits = b.fibers[t].mails = 0;
     b.fibers[t].begun = !request.pdl;
     b.fibers[t].learnt.clear();
     b.fibers[t].context.begin(b.stacks + t * kStack, kStack, fiber_entry);
@@ -278,8 +291,9 @@ void check_begun() {
     fail(kFault, "block %u thread %u goes to memory and has not waited for the launch before", block->index, self);
 }
 
-// An access of the running thread to a word of a block's shared memory: its own block's, or one of its cluster's.
-void touch_word(Block& owner, std::size_t word, Access access) {
+// An access of the running thread to a word of a block's shared memory: its own block's, or one of its cluster's, perhaps by
+// mail of that turn (from one on).
+void touch_word(Block& owner, std::size_t word, Access access, u32 mail = 0) {
   static const char* const verbs[] = {"reads", "writes", "adds to"};
   const auto complain = [&](const std::string& what) {
     const std::string whose = &owner == block ? "" : " of block " + std::to_string(owner.index);
@@ -297,8 +311,9 @@ void touch_word(Block& owner, std::size_t word, Access access) {
     if (rival != Races::kNobody) race(rival);
     return;
   }
-  const ClusterRaces::Touch now{block->index, self, block->interval, block->fibers[self].arrivals, access};
-  if (const auto* rival = owner.cluster_races.rival(word, now, acquired(), released)) {
+  const ClusterRaces::Touch now{block->index, self, block->interval, block->fibers[self].arrivals, access, mail};
+  const u32 mails = std::max(block->fibers[self].mails, block->mails);
+  if (const auto* rival = owner.cluster_races.rival(word, now, acquired(), mails, released)) {
     if (rival->block == block->index) race(rival->thread);
     complain(" in a race with block " + std::to_string(rival->block) + " " + thread_name(rival->thread) + " after " +
              std::to_string(rival->arrivals) + " cluster arrivals of that, " + std::to_string(acquired()) +
@@ -411,6 +426,7 @@ void barrier(const char* file, int line) {
     block->fibers[t].learnt.add_to(block->view);
     block->fibers[t].learnt.clear();
     block->acquired = std::max(block->acquired, block->fibers[t].waits);
+    block->mails = std::max(block->mails, block->fibers[t].mails);
     if (t != self) wake(t);
   }
   fall_behind(32);
@@ -536,7 +552,7 @@ void arrive(bool release, const char* file, int line) {
 }
 
 // The word of block `rank` that lies where `own` does in this block: others run first, then it is reached at once.
-u32* reach(const u32* own, u32 rank, Access access) {
+u32* reach(const u32* own, u32 rank, Access access, bool mail = false) {
   fall_behind(1024);
   yield();
   idle = 0;
@@ -552,14 +568,82 @@ u32* reach(const u32* own, u32 rank, Access access) {
     if (there.exited == kThreads) complain("which has ended");
     if (!acquired()) complain("which may not have begun: the cluster has not met");
     const ClusterRaces::Touch now{block->index, self, block->interval, block->fibers[self].arrivals, access};
-    if (!there.was_reached || there.reached.arrivals <= now.arrivals) there.reached = now;
-    there.was_reached = true;
+    if (!mail && (!there.was_reached || there.reached.arrivals <= now.arrivals)) there.reached = now;
+    there.was_reached |= !mail;
   }
-  if (kWatched) touch_word(there, word, access);
+  if (kWatched) touch_word(there, word, access, mail ? there.mail.turns + 1 : 0);
   return reinterpret_cast<u32*>(there.shared.data()) + word;
 }
 
+// The mailbox of block `rank`, which is to be open.
+Mailbox& mailbox(const u64* box, u32 rank) {
+  fall_behind(1024);
+  yield();
+  idle = 0;
+  const u64 at = reinterpret_cast<std::uintptr_t>(box) - reinterpret_cast<std::uintptr_t>(block->shared.data());
+  Block& there = cluster_blocks(*block)[rank % request.cluster];
+  const auto complain = [&](const char* what) {
+    fail(kFault, "block %u thread %u sends mail to rank %u, %s", block->index, self, rank, what);
+  };
+  if (rank >= request.cluster) complain("which the cluster does not have");
+  if (there.exited == kThreads) complain("which has ended");
+  if (!acquired()) complain("which may not have begun: the cluster has not met");
+  if (there.mail.box != reinterpret_cast<const u64*>(there.shared.data() + at)) complain("which has no open box there");
+  return there.mail;
+}
+
+void end_turn(Mailbox& mail, u32 rank) {
+  if (mail.announced < mail.senders || mail.missing) return;
+  mail.announced = 0;
+  ++mail.turns;
+  Block& there = cluster_blocks(*block)[rank];
+  for (u32 t = 0; t < kThreads; ++t) {
+    if (there.fibers[t].state == kMail) wake(there, t);
+  }
+}
+
 }  // namespace
+
+void mail_open(u64* box, u32 senders) {
+  if (block->mail.box) fail(kFault, "block %u thread %u opens its mail again", block->index, self);
+  block->mail.box = box, block->mail.senders = senders;
+}
+void mail_announce(u64* box, u32 rank, u32 bytes) {
+  Mailbox& mail = mailbox(box, rank);
+  if (mail.announced == mail.senders)
+    fail(kFault, "block %u thread %u announces mail to rank %u, as all have in this turn", block->index, self, rank);
+  ++mail.announced;
+  mail.missing += bytes;
+  end_turn(mail, rank);
+}
+void mail_send(const uint4* own, u32 rank, uint4 v, u64* box) {
+  Mailbox& mail = mailbox(box, rank);
+  const u32 words[] = {v.x, v.y, v.z, v.w};
+  for (u32 i = 0; i < 4; ++i) *reach(reinterpret_cast<const u32*>(own) + i, rank, Access::kWrite, true) = words[i];
+  mail.missing -= 16;
+  end_turn(mail, rank);
+}
+void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
+  Mailbox& mail = mailbox(box, rank);
+  if (bytes == 0 || bytes % 16 || reinterpret_cast<std::uintptr_t>(own) % 16)
+    fail(kFault, "block %u thread %u copies %u bytes, which is no whole number of 16, or not from one", block->index, self,
+         bytes);
+  for (u32 i = 0; i < bytes / 4; ++i) *reach(own + i, rank, Access::kWrite, true) = own[i];
+  mail.missing -= bytes;
+  end_turn(mail, rank);
+}
+void mail_wait(u64* box, u32 turn, const char* file, int line) {
+  idle = 0;
+  yield();
+  const Mailbox& mail = block->mail;
+  if (mail.box != box) fail(kFault, "block %u thread %u waits for mail where no box is open", block->index, self);
+  if (mail.turns != turn && mail.turns != turn + 1)
+    fail(kFault, "block %u thread %u waits for turn %u of its mail in turn %u", block->index, self, turn, mail.turns);
+  while (mail.turns == turn) wait(kMail, file, line);
+  block->fibers[self].mails = turn + 1;
+  fall_behind(kThreads);
+  yield();
+}
 
 void cluster_arrive(const char* file, int line) { arrive(true, file, line); }
 void cluster_arrive_relaxed(const char* file, int line) { arrive(false, file, line); }

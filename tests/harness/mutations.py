@@ -6,11 +6,11 @@ Barriers, fences and `clear_bins` are found in the sources, so a new one is on t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from drvtopk.source import kernel_sources
-from tests.harness.scenario import telling_cluster, telling_scenario
+from tests.harness.scenario import Scenario, telling_cluster, telling_gather, telling_scenario
 
 _FOUND = (
     (re.compile(r"\n[^\n/]*__syncthreads\(\);"), "", "no barrier"),
@@ -18,6 +18,7 @@ _FOUND = (
     (re.compile(r"add_release\("), "add_relaxed(", "relaxed add"),
     (re.compile(r"load_acquire\("), "load_relaxed(", "relaxed load"),
     (re.compile(r"(?<=\n)[ ]+clear_bins\([^\n]*;"), "", "bins not cleared"),
+    (re.compile(r"(?<=\n)[ ]+clear_coarse<[^\n]*;"), "", "coarse bins not cleared"),
     (re.compile(r"(?<= )s\.above_count = (?=s\.)"), "", "above_count not reset"),
     (re.compile(r"s\.tie_count = (?=s\.|0)"), "", "tie_count not reset"),
     (re.compile(r"s\.candidate_count = (?=0)"), "", "candidate_count not reset"),
@@ -25,13 +26,34 @@ _FOUND = (
     (re.compile(r"cluster_arrive\(\);"), "cluster_arrive_relaxed();", "relaxed arrival"),
     (re.compile(r"ptx::cluster_wait\(\);"), "", "no wait for the cluster"),
 )
-_CLUSTERS = ("row_cluster.cuh", "clustered.cu")  # what only launches with clusters run
+
+
+def _telling_both(seed: int) -> Scenario:
+    """Rows of one block that are not gathered, and rows that are."""
+    return (telling_scenario, telling_gather)[seed % 2](seed // 2)
+
+
+def _telling_pass(seed: int) -> Scenario:
+    """Those in which a block reads a long row by a sampled pivot."""
+    return telling_scenario(64 * (seed // 8) + 4 * (seed % 8) + 2)
+
+
+# The scenarios that run a file, where not all of those without clusters do.
+_TELLING: Mapping[str, Callable[[int], Scenario]] = {
+    "row_cluster.cuh": telling_cluster,
+    "clustered.cu": telling_cluster,
+    "row_alone.cuh": _telling_both,
+    "row_pass.cuh": _telling_pass,
+    "row_gather.cuh": telling_gather,
+    "coarse.cuh": telling_gather,
+    "deal.cuh": telling_gather,
+    "lists.cuh": telling_gather,
+    "own_pivot.cuh": telling_gather,
+}
 # Where they count as found: ptx.cuh only defines them, and its stand-in is what runs here.
 _FILES = (
     "sync.cuh",
     "row_group.cuh",
-    "row_alone.cuh",
-    "row_pass.cuh",
     "row_registers.cuh",
     "scan.cuh",
     "held.cuh",
@@ -39,7 +61,7 @@ _FILES = (
     "rank.cuh",
     "select.cuh",
     "finish.cuh",
-    *_CLUSTERS,
+    *_TELLING,
 )
 
 # (file, the text, what stands there instead, what is missing)
@@ -123,8 +145,34 @@ _BY_HAND = (
     ),
     ("row_group.cuh", "meet_finish(m.state, m.rank);", "", "no second half of the meeting"),
     ("row_group.cuh", "meet_begin(m.state, m.rank);", ";", "no first half of the meeting"),
-    ("clustered.cu", "      met = true;\n", "", "the cluster never counts as met"),
+    ("clustered.cu", "        ++met;\n", "", "the cluster never counts as met"),
+    ("clustered.cu", "met += gathers;", "", "mail is never counted"),
+    ("own_pivot.cuh", "if (s.count == 0) return kLowestNumber;", "", "a pivot where there are too few groups"),
     ("clustered.cu", "row / p.groups % kCluster == rank", "true", "every block of a cluster takes the row"),
+    ("row_gather.cuh", "if (r < p.groups) {", "if (true) {", "relaxed where something was touched"),
+    ("lists.cuh", "if (hits != 0 && own < room)", "if (hits != 0)", "listed behind what there is room for"),
+    (
+        "row_gather.cuh",
+        "const bool full = own > room;",
+        "const bool full = false;",
+        "more is listed than there is room for",
+    ),
+    ("lists.cuh", "if (place >= to.tie_room()) break;", "", "more ties are listed than there is room for"),
+    ("row_gather.cuh", "if (count == 0) return false;", "", "too little reaches the highest pivot"),
+    ("row_gather.cuh", "told.z == highest ? told.y : 0u", "told.y", "ties at a lower pivot count"),
+    ("row_gather.cuh", "lane < rank ? tied : 0u", "0u", "every block's ties begin at one place"),
+    ("row_gather.cuh", "lane < warp ? sums : 0u", "0u", "every warp's members begin at one place"),
+    ("row_gather.cuh", "within(keys[d]) && own_place < need", "within(keys[d])", "more equal ones than places"),
+    ("row_gather.cuh", "if (among < need)", "if (true)", "more ties than places"),
+    ("row_gather.cuh", "with_ties ? 0 : kRanked", "kRanked", "ties that have no key are ranked"),
+    ("row_gather.cuh", "return id - own_first < lists.slot;", "return true;", "every block writes all that is ranked"),
+    ("deal.cuh", "held[d].set(v, kNothing)", "held[d].set(v, kFill)", "what lies past the row is -inf"),
+    ("deal.cuh", "at + Vec > last || ", "", "what lies past the row counts"),
+    ("lists.cuh", "if (at < share.first || at >= share.last / Vec * Vec) continue;", "", "what is not of the row ties"),
+    ("row_gather.cuh", "if (has_left) {", "if (false) {", "what fills no load is left out"),
+    ("row_gather.cuh", "u32 first = K - need;", "u32 first = K - need + 1;", "places begin one too late"),
+    ("coarse.cuh", "if (lane == 31 && upto < need) s.count = 0;", "", "nobody says that there are too few"),
+    ("coarse.cuh", "s.need = need - above;", "s.need = need;", "what lies above a bin is not told"),
     ("row_cluster.cuh", "if (met) {", "if (!met) {", "relaxed where something was written"),
     ("row_cluster.cuh", "kept > room || ", "", "more is kept than there is room for"),
     ("row_cluster.cuh", " || kept + ties < K", "", "too little is kept"),
@@ -150,8 +198,8 @@ class Mutation:
     name: str
     sources: Mapping[str, bytes]
     """All kernel files, one of them changed."""
-    clusters: bool
-    """Whether only launches with clusters run the change."""
+    telling: Callable[[int], Scenario]
+    """Scenarios that run the change, by seed."""
 
 
 def mutations() -> Iterator[Mutation]:
@@ -163,7 +211,7 @@ def mutations() -> Iterator[Mutation]:
         line = text.count("\n", 0, start + (text[start] == "\n")) + 1
         new = {name: data.encode() for name, data in sources.items()}
         new[file] = (text[:start] + by + text[end:]).encode()
-        return Mutation(name=f"{file}:{line} {what}", sources=new, clusters=file in _CLUSTERS)
+        return Mutation(name=f"{file}:{line} {what}", sources=new, telling=_TELLING.get(file, telling_scenario))
 
     for file in _FILES:
         for pattern, by, what in _FOUND:
@@ -179,8 +227,7 @@ def mutations() -> Iterator[Mutation]:
 def caught(mutation: Mutation, schedules: int = 80) -> str:
     """What the first schedule that notices the mutation says of it; nothing if none of them does."""
     for seed in range(schedules):
-        scenario = telling_cluster(seed) if mutation.clusters else telling_scenario(seed)
-        complaint = scenario.complaint(sources=mutation.sources)
+        complaint = mutation.telling(seed).complaint(sources=mutation.sources)
         if complaint:
             return f"schedule {seed}: {complaint}"
     return ""

@@ -43,7 +43,7 @@ class Races {
 
 // Who touched the shared memory of a block whose cluster reaches into it. The blocks are ordered by cluster barriers
 // alone: what a thread did is released by its next arrival that releases, and acquired by who has waited for that one.
-// Threads of one block are ordered by its own barriers too.
+// Threads of one block are ordered by its own barriers too. Mail is acquired by who has waited for the turn it came in.
 class ClusterRaces {
  public:
   struct Touch {
@@ -51,19 +51,20 @@ class ClusterRaces {
     unsigned interval;       // the block's barriers so far
     unsigned arrivals;       // the thread's, at cluster barriers
     Access access;
+    unsigned mail = 0;  // sent: it is there when the receiver's turn of this number (from one on) is over
   };
 
   void reset(std::size_t bytes) { words_.assign(bytes / 4, {}); }
 
   // Notes what is done now, by a thread that has acquired the first `waits` cluster barriers, and what that races with
-  // (null: nothing). released(touch) is the number of the cluster barrier that releases it, which may be one to come.
+  // (null: nothing), and waited for `mails` turns of mail. released(touch) is the number of the cluster barrier that releases it, which may be one to come.
   template <class Released>
-  const Touch* rival(std::size_t word, const Touch& now, unsigned waits, Released released) {
+  const Touch* rival(std::size_t word, const Touch& now, unsigned waits, unsigned mails, Released released) {
     std::vector<Touch>& touched = words_[word];
     std::size_t kept = 0;
     for (std::size_t i = 0; i < touched.size(); ++i) {
       const Touch& t = touched[i];
-      const bool acquired = released(t) <= waits, together = t.block == now.block;
+      const bool acquired = t.mail ? t.mail <= mails : released(t) <= waits, together = t.block == now.block;
       const bool before = acquired || (together && (t.interval != now.interval || t.thread == now.thread));
       const bool harmless = t.access == now.access && t.access != Access::kWrite;
       if (!before && !harmless) {
@@ -78,7 +79,8 @@ class ClusterRaces {
     }
     touched.resize(kept);
     for (Touch& t : touched) {
-      if (t.block == now.block && t.interval == now.interval && t.arrivals == now.arrivals && t.access == now.access) {
+      if (t.block == now.block && t.interval == now.interval && t.arrivals == now.arrivals && t.access == now.access &&
+          t.mail == now.mail) {
         if (t.thread != now.thread) t.thread = Races::kSeveral;
         return nullptr;
       }

@@ -262,8 +262,11 @@ def telling_scenario(seed: int) -> Scenario:
     row_starts = None
     if seed % 32 == 4:
         lengths = np.array([width, 4097, width - 1, 300], np.int32)
+    elif kind == 2 and seed // 32 % 2 == 0:  # rows that are not gathered
+        options = Options(nan="highest")
     if seed % 16 == 10:  # windows that begin within a load
-        options, row_starts = Options(row_starts=True), random.integers(0, 8, rows).astype(np.int32)
+        options = Options(nan="highest", row_starts=True)
+        row_starts = random.integers(0, 8, rows).astype(np.int32)
     if seed % 16 == 14:  # values that nothing is quick with: held in shared memory, and not queued
         options = Options(dtype="float16")
     budget = 3 if kind == 2 and not alone else None
@@ -287,9 +290,9 @@ def telling_scenario(seed: int) -> Scenario:
 
 
 def telling_cluster(seed: int) -> Scenario:
-    """Four instantiations with clusters, in turn: rows of all kinds; too little room, so that what reaches a pivot is
-    fetched or does not fit, or no pivot is tried; rows of which a block reads more than its first loads; sorted, with
-    ties told apart. Each cluster has several rows."""
+    """Four instantiations with clusters whose rows are not gathered, in turn: rows of all kinds; too little room, so
+    that what reaches a pivot is fetched or does not fit, or no pivot is tried; rows of which a block reads more than
+    its first loads; sorted, with ties told apart. Each cluster has several rows."""
     random = np.random.default_rng(seed)
     kind = seed % 4
     group, rows, k, width, room = ((4, 10, 64, WIDTH, 400), (8, 6, 32, WIDTH, 70), (2, 4, 16, 9000, 160))[kind % 3]
@@ -308,7 +311,7 @@ def telling_cluster(seed: int) -> Scenario:
         k=k,
         stride=stride,
         offset=offset,
-        options=Options(order="value", tie_break="smallest") if kind == 3 else PLAIN,
+        options=Options(order="value", tie_break="smallest") if kind == 3 else Options(nan="highest"),
         sm_budget=2 * group if kind < 2 else group,
     )
     slots = 2 * group + 1
@@ -316,6 +319,58 @@ def telling_cluster(seed: int) -> Scenario:
         plan=plan_for(problem, slots, route="clustered", group=group, tuning=replace(TUNING, max_candidates=room)),
         logits=logits,
         lengths=np.full(rows, width, np.int32) if kind == 1 else lengths,
+        workspace="zeros",
+        offset=offset,
+        slots=slots,
+        seed=seed,
+    )
+
+
+def telling_gather(seed: int) -> Scenario:
+    """Rows that are gathered, by four instantiations in turn: by clusters of four and of eight, with little room too,
+    so that lists do not fit; by clusters of two and by blocks alone, in several batches. With ties, masses of them, and
+    rows of nothing but NaN."""
+    random = np.random.default_rng(seed)
+    kind = seed % 4
+    group, rows, k, width, room = ((4, 9, 64, WIDTH, 400), (8, 6, 32, WIDTH, 160), (2, 4, 16, 20_000, 160))[kind % 3]
+    slots = 2 * group + 1
+    if kind == 1 and seed % 8 > 3:
+        room = 40
+    if kind == 3:  # a first batch that is full, and one that is not
+        rows, k, width, slots, tuning = 6, 64, 16_300, 7, ROOMY
+        if seed % 8 == 7:  # short rows that registers do not tell apart, and no room to hold them
+            tuning = replace(TUNING, max_candidates=k + 40)
+    else:
+        tuning = replace(TUNING, max_candidates=room)
+    logits, lengths = rows_of_every_path(rows, k, random, width=width)
+    lengths[: rows // 2] = width - np.arange(rows // 2)
+    if seed % 8 > 3:
+        with np.errstate(invalid="ignore", over="ignore"):
+            logits = np.round(logits * np.float32(8)) / np.float32(8)  # ties
+    logits[0, ::3] = random.choice(np.array([-np.inf, np.nan, 1.5, 0.0], np.float32))
+    if seed % 8 == 3:
+        logits[1] = np.nan
+    if kind == 3 and seed % 8 == 7:
+        lengths[rows // 2 :], logits[rows // 2 :] = 260, random.choice([-np.inf, np.nan], (rows - rows // 2, width))
+    options, row_starts = PLAIN, None
+    if seed % 16 in (8, 11):  # windows that begin within a load
+        options, row_starts = Options(row_starts=True), random.integers(0, 8, rows).astype(np.int32)
+    offset, stride = layout_of(width, 1 if kind == 2 else 4)
+    problem = Problem(
+        rows=rows,
+        width=width,
+        k=k,
+        stride=stride,
+        offset=offset,
+        options=options,
+        sm_budget=3 if kind == 3 else 2 * group if kind < 2 else group,
+    )
+    route, shared = ("filtered", None) if kind == 3 else ("clustered", group)
+    return Scenario(
+        plan=plan_for(problem, slots, route=route, group=shared, tuning=tuning),
+        logits=logits,
+        lengths=lengths,
+        row_starts=row_starts,
         workspace="zeros",
         offset=offset,
         slots=slots,
