@@ -53,7 +53,7 @@ def _order(route: str) -> tuple[str, int]:
 def device(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One GPU's entry: its names (the driver's, and the planner's where it knows the GPU), SMs, provenance, times."""
     gpu = lines[0]["gpu"]
-    known = [name for name in KNOWN_DEVICES if name == gpu.split()[-1].lower()]
+    known = [name for name in KNOWN_DEVICES if name in gpu.lower().split()]
     sms = {line["sms"] for line in lines}
     if len(sms) != 1:
         raise ValueError(f"{gpu}: times with {sorted(sms)} SMs do not belong together")
