@@ -33,6 +33,11 @@ def _telling_both(seed: int) -> Scenario:
     return (telling_scenario, telling_gather)[seed % 2](seed // 2)
 
 
+def _telling_clusters(seed: int) -> Scenario:
+    """Rows of clusters that are not gathered, and rows that are."""
+    return (telling_cluster, telling_gather)[seed % 2](seed // 2)
+
+
 def _telling_pass(seed: int) -> Scenario:
     """Those in which a block reads a long row by a sampled pivot."""
     return telling_scenario(64 * (seed // 8) + 4 * (seed % 8) + 2)
@@ -41,7 +46,7 @@ def _telling_pass(seed: int) -> Scenario:
 # The scenarios that run a file, where not all of those without clusters do.
 _TELLING: Mapping[str, Callable[[int], Scenario]] = {
     "row_cluster.cuh": telling_cluster,
-    "clustered.cu": telling_cluster,
+    "clustered.cu": _telling_clusters,
     "row_alone.cuh": _telling_both,
     "row_pass.cuh": _telling_pass,
     "row_gather.cuh": telling_gather,
