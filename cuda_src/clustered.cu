@@ -9,7 +9,7 @@ extern "C" __global__ void __cluster_dims__(DRVTOPK_CLUSTER, 1, 1)
   constexpr int K = DRVTOPK_K, Vec = DRVTOPK_VEC;
   extern __shared__ __align__(16) unsigned char dynamic[];
   ptx::wait_for_predecessor();
-  Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
+  Shared<K>& sh = ptx::shared_as<Shared<K>>(dynamic);
   const u32 rank = ptx::cluster_rank();
   u32 met = 0;  // rows that this cluster has shared
 #pragma unroll 1

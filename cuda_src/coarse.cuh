@@ -35,12 +35,7 @@ __device__ __forceinline__ void find_coarse(const u32* words, u32 need, Scratch&
     u32 upper = 0, lower = 0;  // halves of the lane's bins
 #pragma unroll
     for (u32 j = 0; j < kEach / 2; ++j) upper += mine[j], lower += mine[j + kEach / 2];
-    u32 upto = upper + lower;
-#pragma unroll
-    for (u32 d = 1; d < 32; d *= 2) {
-      const u32 left = __shfl_up_sync(0xffffffffu, upto, d);
-      if (lane >= d) upto += left;
-    }
+    const u32 upto = ptx::sum_upto(upper + lower);
     if (lane == 31 && upto < need) s.count = 0;
     u32 seen = upto - upper - lower;
     if (seen < need && need <= upto) {

@@ -40,21 +40,27 @@ struct Share {
   __device__ __forceinline__ bool whole(u32 batch, u32 d) const {
     return (d * kWarps + kWarps - 1) * batches + batch < full && (!kRowStarts || first == 0 || batch + d > 0);
   }
-  // Where this thread's load of a turn begins.
-  __device__ __forceinline__ u32 position(u32 turn) const {
-    const u32 stretch = turn * kCluster + (kCluster == 1 ? 0u : (rank + (turn * 2654435761u >> 28)) % kCluster);
+  // Where this thread's load `d` of a batch begins. Which of a turn's stretches is this block's: four bits of a hash (Knuth,
+  // TAOCP 3, 6.4) for each of a thread's loads.
+  __device__ __forceinline__ u32 position(u32 batch, u32 d) const {
+    u32 stretch = turn(batch, d) * kCluster;
+    if constexpr (kCluster > 1) {
+      const u32 hash = turn(batch, 0) * 2654435761u;
+      stretch += (rank + ((hash ^ hash >> 15) >> (28 - 4 * d))) % kCluster;
+    }
     return (stretch * 32 + threadIdx.x % 32) * Vec;
   }
 
   // One batch. Past the last whole load that one is made again: without a branch the loads stay together.
   __device__ __forceinline__ void load(const Row& row, u32 batch, Loaded<Vec> (&to)[kLoads]) const {
     const u32 latest = last / Vec * Vec - Vec;
+    const Logit* const base = ptx::opaque(row.base);
 #pragma unroll
     for (u32 half = 0; half < kLoads; half += 4) {
       if (half == 0 || there(batch, half)) {  // the same for all threads
 #pragma unroll
         for (u32 d = half; d < half + 4; ++d) {
-          if (there(batch, d)) to[d].load(row.base + min(position(turn(batch, d)), latest));
+          if (there(batch, d)) to[d].load(base + min(position(batch, d), latest));
         }
       }
     }
@@ -65,7 +71,7 @@ struct Share {
 #pragma unroll
     for (u32 d = 0; d < kLoads; ++d) {
       if (!whole(batch, d)) {
-        const u32 at = position(turn(batch, d));
+        const u32 at = position(batch, d);
 #pragma unroll
         for (u32 v = 0; v < Vec; ++v) {
           if (at + Vec > last || (kRowStarts && at + v < first)) held[d].set(v, kNothing);

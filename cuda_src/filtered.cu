@@ -8,7 +8,7 @@ extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS
   constexpr int K = DRVTOPK_K, Vec = DRVTOPK_VEC;
   extern __shared__ __align__(16) unsigned char dynamic[];
   ptx::wait_for_predecessor();
-  Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
+  Shared<K>& sh = ptx::shared_as<Shared<K>>(dynamic);
 #pragma unroll 1
   for (u32 row = blockIdx.x; row < p.rows; row += gridDim.x) {
     row_alone<K, Vec, true>(row_of<Vec>(p, row), p, row, sh);

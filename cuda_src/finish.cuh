@@ -37,6 +37,7 @@ struct Out {
 __device__ __forceinline__ Out out_of(const Params& p, u32 row) {
   Out to;
   to.indices = p.out + static_cast<i64>(row) * p.out_stride;
+  if constexpr (kRegisters >= 64) to.indices = ptx::opaque(to.indices);  // now, not when the row is done
 #if DRVTOPK_VALUES
   to.values = p.values + static_cast<i64>(row) * p.values_stride;
 #endif

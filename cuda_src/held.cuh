@@ -53,18 +53,17 @@ struct Candidates {
   __device__ __forceinline__ explicit Candidates(u32* bins) : keys(bins), indices(bins + kRanked) {}
 };
 
-// The row's output: staged members, then, if some wait to be ranked, of the s.count candidates the best s.need.
+// The row's output: staged members, then, if some wait to be ranked, of `count` candidates the best `need`.
 // Before: tie_count was zero when they were staged; a barrier since.
 template <int K>
-__device__ __forceinline__ void finish_ranked(const Row& row, const Params& p, u32 r, bool ranks, Shared<K>& sh) {
+__device__ __forceinline__ void finish_ranked(const Row& row, const Out& to, u32 need, u32 count, Shared<K>& sh) {
   const Candidates candidates(sh.bins);
-  const Out to = out_of(p, r);
-  const u32 need = ranks ? sh.scratch.need : 0u, first = K - need, count = ranks ? sh.scratch.count : 0u;
+  const u32 first = K - need;
   if constexpr (kSorts) {
     rank_candidates(candidates.keys, candidates.indices, count, need,
                     [&](u32 place, u32 index) { sh.staged[first + place] = static_cast<int>(index); });
     __syncthreads();
-    finish(row, K, out_of(p, r), sh);
+    finish(row, K, to, sh);
   } else {
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < first; i += kThreads) to.put(row, i, static_cast<u32>(sh.staged[i]));
@@ -195,7 +194,7 @@ __device__ __forceinline__ void select_held(const Row& row, const u32* keys, u32
     });
   }
   __syncthreads();
-  finish_ranked(row, p, r, ranks, sh);
+  finish_ranked(row, out_of(p, r), ranks ? s.need : 0u, ranks ? s.count : 0u, sh);
 }
 
 // The smallest and the largest of all threads' keys into Scratch. Before: s.low is all ones and s.high zero.

@@ -71,7 +71,8 @@ template <u32 Bins>
 class SpreadOver {
  public:
   // Of one value: its own bin, and the last for what is larger by one.
-  __device__ __forceinline__ SpreadOver(float low, float high) {
+  __device__ __forceinline__ SpreadOver(float low, float high) : low_(low) {
+    width_ = low == high ? 1.0f - 2.0f * kEach : high - low;
     scale_ = low == high ? 1.0f : __fdividef(1.0f - 2.0f * kEach, high - low);
     shift_ = fmaf(-low, scale_, 1.5f * kEach);
   }
@@ -83,23 +84,24 @@ class SpreadOver {
   __device__ __forceinline__ bool usable() const { return kQuickValue && scale_ > 0.0f && scale_ < 1e38f; }
   __device__ __forceinline__ u32 bin(u32 key) const { return bin_of(value_of(bits_of(key))); }
   __device__ __forceinline__ u32 bin_of(float x) const { return four_bins_of(x) / 4; }
-  // The bin's number times four, three instructions: the same order as the values', since a fused multiply-add is
-  // monotonic however it is rounded. Floats from 2^21 on are the quarters, so adding that leaves the bin above the two
-  // lowest bits.
-  __device__ __forceinline__ u32 four_bins_of(float x) const {
+  // 2^21 and the bin's number, to a quarter: the same order as the values', since a fused multiply-add is monotonic however
+  // it is rounded, and floats from 2^21 on are the quarters.
+  __device__ __forceinline__ float quarter_of(float x) const {
     // Of a NaN it makes zero. (Compilers take a minimum and a maximum for the same and get NaN wrong.)
     const float saturated = __saturatef(fmaf(x, scale_, shift_)), part = kNanHighest && x != x ? 1.0f : saturated;
-    return __float_as_uint(fmaf(part, static_cast<float>(Bins - 1), 2097152.0f)) & 4 * (Bins - 1);
+    return fmaf(part, static_cast<float>(Bins - 1), 2097152.0f);
   }
+  // The bin's number times four.
+  __device__ __forceinline__ u32 four_bins_of(float x) const { return __float_as_uint(quarter_of(x)) & 4 * (Bins - 1); }
 
   // The key of a value about where a bin begins.
   __device__ __forceinline__ u32 edge(u32 bin) const {
-    const float x = __fdividef((static_cast<float>(bin) - 0.125f) * kEach - shift_, scale_);
+    const float x = fmaf((static_cast<float>(bin) - 1.625f) * (kEach / (1.0f - 2.0f * kEach)), width_, low_);
     return ordered_key(__float_as_uint(x) >> (kDtype == Dtype::kBfloat16 ? 16 : 0));
   }
 
  private:
   static constexpr float kEach = 1.0f / static_cast<float>(Bins - 1);
-  float scale_, shift_;
+  float low_, width_, scale_, shift_;
 };
 using Spread = SpreadOver<kBins>;

@@ -28,23 +28,14 @@ __device__ __forceinline__ void list_batch(const Share<Vec>& share, u32 batch, c
   u32 hits = 0;
   share.each(batch, held, [&](u32 which, float x) { hits |= x >= value ? 1u << which : 0u; });
   if (!__ballot_sync(0xffffffffu, hits != 0)) return;
-  const u32 lane = threadIdx.x % 32, all = __reduce_add_sync(0xffffffffu, static_cast<u32>(__popc(hits)));
-  u32 place = 0;
-  if (lane == 0) place = atomicAdd(&s.gathered, all);
-  place = __shfl_sync(0xffffffffu, place, 0);
+  u32 place = warp_places(__popc(hits), &s.gathered);
   const bool few = !share.there(batch, 4);
-  // One of each thread in a turn, so that votes tell places.
 #pragma unroll 1
-  while (true) {
-    const u32 votes = __ballot_sync(0xffffffffu, hits != 0);
-    if (votes == 0) break;
-    const u32 which = 31 - __clz(hits), own = place + __popc(votes & ptx::lanes_below());
-    if (hits != 0 && own < room) {
-      to.own_keys()[own] = ordered_key(chosen(held, which, few));
-      to.indices[own] = share.position(share.turn(batch, which / Vec)) + which % Vec - share.first;
-    }
-    hits &= ~(1u << which % 32);
-    place += __popc(votes);
+  for (; hits != 0 && place < room; ++place) {
+    const u32 which = 31 - __clz(hits);
+    hits ^= 1u << which;
+    to.own_keys()[place] = ordered_key(chosen(held, which, few));
+    to.indices[place] = share.position(batch, which / Vec) + which % Vec - share.first;
   }
 }
 
@@ -60,8 +51,8 @@ __device__ __forceinline__ void list_ties(const Share<Vec>& share, u32 batch, co
   while (hits) {
     const u32 which = 31 - __clz(hits);
     hits ^= 1u << which;
-    const u32 at = share.position(share.turn(batch, which / Vec)) + which % Vec;
-    if (at < share.first || at >= share.last / Vec * Vec) continue;  // it was made -inf
+    const u32 at = share.position(batch, which / Vec) + which % Vec;
+    if (at < share.first || at >= share.last / Vec * Vec) continue;  // it was made NaN
     const u32 place = atomicAdd(&s.gathered_ties, 1u);
     if (place >= to.tie_room()) break;
     to.indices[to.slot - 1 - place] = at - share.first;

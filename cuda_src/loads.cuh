@@ -136,12 +136,7 @@ __device__ __forceinline__ void for_each_key_deep(const Row& row, u32 begin, u32
 // Places for `mine` things of each lane, from a counter in shared memory: one atomic a warp. All 32 lanes must call it.
 __device__ __forceinline__ u32 warp_places(u32 mine, u32* counter) {
   const u32 lane = threadIdx.x % 32;
-  u32 sum = mine;
-#pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-    const u32 left = __shfl_up_sync(0xffffffffu, sum, d);
-    if (lane >= d) sum += left;
-  }
+  const u32 sum = ptx::sum_upto(mine);
   u32 place = 0;
   if (lane == 31 && sum) place = atomicAdd(counter, sum);
   return __shfl_sync(0xffffffffu, place, 31) + sum - mine;

@@ -16,11 +16,14 @@ __device__ __forceinline__ u32 next_highest(u32 own, u32 highest) {
 // The largest elements of a thread's groups, as keys; zero: none.
 struct Largest {
   u32 keys[4];
+  u32 groups;
 
   template <class F>
   __device__ __forceinline__ void operator()(F f) const {
+    if (keys[0] != 0) f(keys[0], 1u);
+    if (groups < 2) return;  // the same for all threads
 #pragma unroll
-    for (u32 g = 0; g < 4; ++g) {
+    for (u32 g = 1; g < 4; ++g) {
       if (keys[g] != 0) f(keys[g], 1u);
     }
   }
@@ -40,14 +43,16 @@ __device__ __forceinline__ u32 own_pivot(const Share<Vec>& share, const Loaded<V
   const u32 groups = 9 * wanted <= 4 * threads ? 1 : 9 * wanted <= 8 * threads ? 2 : 4;
   if (groups < 4) most[0] = fmaxf(most[0], most[2]), most[1] = fmaxf(most[1], most[3]);
   if (groups < 2) most[0] = fmaxf(most[0], most[1]);
-  Largest largest;
+  Largest largest{{}, groups};
   u32 low = ~0u, high = 0;
 #pragma unroll
   for (u32 g = 0; g < 4; ++g) {
-    const u32 key = ordered_key(__float_as_uint(most[g] + 0.0f) >> (sizeof(Logit) == 2 ? 16 : 0));
-    largest.keys[g] = g < groups && most[g] > least ? key : 0u;  // groups of -inf, or of nothing, are none
-    if (largest.keys[g] != 0) low = min(low, key);
-    high = max(high, key);  // of a NaN, zero
+    largest.keys[g] = 0;
+    if (g < groups) {  // the same for all threads
+      const u32 key = ordered_key(__float_as_uint(most[g] + 0.0f) >> (sizeof(Logit) == 2 ? 16 : 0));
+      if (most[g] > least) largest.keys[g] = key, low = min(low, key);  // groups of -inf, or of nothing, are none
+      high = max(high, key);                                            // of a NaN, zero
+    }
   }
   clear_coarse<kOwnBins>(sh.bins);
   if (threadIdx.x == 0) s.gathered = s.gathered_ties = s.candidate_count = 0;

@@ -9,7 +9,7 @@ extern "C" __global__ void __launch_bounds__(DRVTOPK_THREADS, DRVTOPK_MIN_BLOCKS
     DRVTOPK_ENTRY(const __grid_constant__ Params p) {
   constexpr int K = DRVTOPK_K, Vec = DRVTOPK_VEC;
   extern __shared__ __align__(16) unsigned char dynamic[];
-  Shared<K>& sh = *reinterpret_cast<Shared<K>*>(dynamic);
+  Shared<K>& sh = ptx::shared_as<Shared<K>>(dynamic);
   const u32 own = blockIdx.x / p.group;
   Member m{{static_cast<u32*>(p.workspace) + static_cast<i64>(own) * GroupState::words_of(p.group), p.group},
            blockIdx.x % p.group,

@@ -47,10 +47,39 @@ __device__ __forceinline__ u32 fetch_add_relaxed(u32* p, u32 v) {
 // A word of shared memory that other threads add to meanwhile: any of its values will do.
 __device__ __forceinline__ u32 load_shared(const u32* p) { return *reinterpret_cast<const volatile u32*>(p); }
 
-// The lanes of this warp below the calling one.
-__device__ __forceinline__ u32 lanes_below() {
-  u32 v;
-  asm("mov.u32 %0, %%lanemask_lt;" : "=r"(v));
+// The lanes of this warp below the calling one. (A compiler would read the register that says so again at each use.)
+__device__ __forceinline__ u32 lanes_below() { return (1u << threadIdx.x % 32) - 1; }
+
+// The block's dynamic shared memory as a T. Its address depends on the block's place in a cluster, and a compiler that
+// knows it as a symbol's asks for that place again wherever it needs the address. What was shuffled it has to keep, for
+// which few registers are too few. All threads must call it.
+template <class T>
+__device__ __forceinline__ T& shared_as(unsigned char* dynamic) {
+  u32 address = static_cast<u32>(__cvta_generic_to_shared(dynamic));
+  if constexpr (kRegisters >= 64) address = __shfl_sync(0xffffffffu, address, 0);
+  return *reinterpret_cast<T*>(__cvta_shared_to_generic(address));
+}
+
+// The same address in global memory, of which the compiler does not know how it came about: it is worked out here, not where it is used, and
+// what is added to it is added in one instruction.
+template <class T>
+__device__ __forceinline__ T* opaque(T* p) {
+  asm volatile("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
+
+// The sum of `v` over this lane of the warp and all below it. A shuffle says whether there is such a lane, so a step is two
+// instructions. All 32 lanes must call it.
+__device__ __forceinline__ u32 sum_upto(u32 v) {
+#pragma unroll
+  for (u32 d = 1; d < 32; d *= 2) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t.reg .u32 t;\n\tshfl.sync.up.b32 t|p, %0, %1, 0, 0xffffffff;\n\t@p add.u32 %0, %0, "
+        "t;\n\t}"
+        : "+r"(v)
+        : "r"(d));
+  }
   return v;
 }
 

@@ -11,21 +11,42 @@ constexpr u32 kRanked = 64;  // candidates at most: the work is their number squ
 template <class Wanted, class Take>
 __device__ __forceinline__ void rank_candidates(const u32* keys, const u32* indices, u32 count, u32 need, Wanted wanted,
                                                 Take take) {
-  const u32 lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (u32 mine = threadIdx.x / 32; mine < count; mine += kWarps) {
-    const u32 key = keys[mine], index = indices[mine];
-    if (!wanted(index)) continue;
-    u32 better = 0;
+  // A turn's candidates do not wait for each other, where registers allow.
+  constexpr u32 kOthers = kRanked / 32, kTurn = kRegisters >= 64 ? 2 : 1;
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (warp >= count) return;
+  u32 others[kOthers], their[kOthers];
 #pragma unroll
-    for (u32 i = lane; i < kRanked; i += 32) {
-      if (i >= count) continue;
-      const u32 other = keys[i];
-      const bool first = kTies ? Threshold::rank(indices[i]) > Threshold::rank(index) : indices[i] < index;
-      better += other > key || (other == key && first);
+  for (u32 j = 0; j < kOthers; ++j) {
+    const bool there = lane + 32 * j < count;
+    others[j] = there ? keys[lane + 32 * j] : 0u;
+    their[j] = there ? indices[lane + 32 * j] : kTies ? Threshold::rank(0) : ~0u;  // behind all others
+  }
+#pragma unroll 1
+  for (u32 base = warp; base < count; base += kTurn * kWarps) {
+    u32 key[kTurn], index[kTurn], better[kTurn];
+    bool ranks[kTurn];
+#pragma unroll
+    for (u32 e = 0; e < kTurn; ++e) {
+      const u32 mine = base + e * kWarps;
+      key[e] = keys[min(mine, count - 1)], index[e] = indices[min(mine, count - 1)];
+      ranks[e] = mine < count && wanted(index[e]);
     }
-    better = __reduce_add_sync(0xffffffffu, better);
-    if (lane == 0 && better < need) take(better, index);
+    if (!ranks[0] && !ranks[kTurn - 1]) continue;
+#pragma unroll
+    for (u32 e = 0; e < kTurn; ++e) {
+      better[e] = 0;
+#pragma unroll
+      for (u32 j = 0; j < kOthers; ++j) {
+        const bool first = kTies ? Threshold::rank(their[j]) > Threshold::rank(index[e]) : their[j] < index[e];
+        better[e] += others[j] > key[e] || (others[j] == key[e] && first);
+      }
+      better[e] = __reduce_add_sync(0xffffffffu, better[e]);
+    }
+#pragma unroll
+    for (u32 e = 0; e < kTurn; ++e) {
+      if (lane == e && ranks[e] && better[e] < need) take(better[e], index[e]);
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 // One row by one block that waits for nobody: trivial, short (held in shared memory) or streamed (any length).
-// Called by both kernels. Shared memory: Shared<K> and `candidates` pairs behind it. A row needs no barrier before it:
+// Called by all kernels. Shared memory: Shared<K> and `candidates` pairs behind it. A row needs no barrier before it:
 // the previous row's last reads (of `staged`) lie two barriers before the next row's first writes there.
 #pragma once
 #include "finish.cuh"

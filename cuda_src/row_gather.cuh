@@ -27,6 +27,12 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Gathered lists(sh.rest, p.candidates, rank);
   const Share<Vec> share(row, rank);
+  Loaded<Vec> held[Share<Vec>::kLoads] = {};
+  share.load(row, 0, held);
+  // What fills no load, fewer than `Vec` elements, is the first block's.
+  const u32 left_at = share.last / Vec * Vec + threadIdx.x;
+  const bool has_left = rank == 0 && left_at < share.last;
+  const u32 left = has_left ? __ldg(row.base + left_at) : kFill;
 #if DRVTOPK_CLUSTER > 1
   // From here on others may send to this block. In its first row nobody has touched its slots, later they have been read.
   if (met == 0 && threadIdx.x == 0) ptx::mail_open(&s.mail, kCluster);
@@ -36,12 +42,6 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
     ptx::cluster_arrive();
   }
 #endif
-  Loaded<Vec> held[Share<Vec>::kLoads] = {};
-  share.load(row, 0, held);
-  // What fills no load, fewer than `Vec` elements, is the first block's.
-  const u32 left_at = share.last / Vec * Vec + threadIdx.x;
-  const bool has_left = rank == 0 && left_at < share.last;
-  const u32 left = has_left ? __ldg(row.base + left_at) : kFill;
   const u32 wanted = sample_rank(K, row.n, share.held(), lists.slot * kCluster);
   share.trim(0, held);
   bool many;
@@ -70,6 +70,7 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
       if (place < lists.tie_room()) lists.indices[lists.slot - 1 - place] = left_at - share.first;
     }
   }
+  const Out out = out_of(p, r);
 #if DRVTOPK_CLUSTER > 1
   ptx::mail_written();
 #endif
@@ -150,23 +151,27 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   sum = __reduce_add_sync(0xffffffffu, sum);
   if (lane == 0) s.warp_sums[warp] = sum;
   __syncthreads();
-  const Out out = out_of(p, r);
   const u32 first = K - need;  // of the places of those in the interval
   if (to == rank) {            // this warp counted keys of its own block's
     const u32 sums = lane < kWarps ? s.warp_sums[lane] : 0u;
     const u32 before = __reduce_add_sync(0xffffffffu, lane < warp ? sums : 0u);
     u32 place = before >> 16, among = before & 0xffffu;
     listed([&](const u32(&keys)[kBatch], u32 at) {
+      u32 index[kBatch];
+#pragma unroll
+      for (u32 d = 0; d < kBatch; ++d) index[d] = lists.indices[min(at + d * kWarpsEach * 32, there - 1)];
 #pragma unroll
       for (u32 d = 0; d < kBatch; ++d) {
-        const u32 i = at + d * kWarpsEach * 32;
         const u32 votes = __ballot_sync(0xffffffffu, above(keys[d]));
-        if (above(keys[d])) out.put(row, place + __popc(votes & ptx::lanes_below()), lists.indices[i]);
+        if (above(keys[d])) out.put(row, place + __popc(votes & ptx::lanes_below()), index[d]);
         place += __popc(votes);
-        if (!ranks) {  // the same for all threads
+      }
+      if (!ranks) {  // the same for all threads
+#pragma unroll
+        for (u32 d = 0; d < kBatch; ++d) {
           const u32 tied = __ballot_sync(0xffffffffu, within(keys[d]));
           const u32 own_place = among + __popc(tied & ptx::lanes_below());
-          if (within(keys[d]) && own_place < need) out.put(row, first + own_place, lists.indices[i]);
+          if (within(keys[d]) && own_place < need) out.put(row, first + own_place, index[d]);
           among += __popc(tied);
         }
       }

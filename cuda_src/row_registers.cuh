@@ -25,8 +25,46 @@ __device__ __forceinline__ void for_each_held(u32 last, const Loaded<Vec> (&held
   }
 }
 
-__device__ __forceinline__ u32 key_of_value(float x) {
-  return ordered_key(__float_as_uint(x) >> (sizeof(Logit) == 2 ? 16 : 0));
+// Bounds are ordered as keys of 32 bits, whatever the logits are; they are never NaN.
+__device__ __forceinline__ u32 key_of_bound(float x) {
+  const int bits = static_cast<int>(__float_as_uint(x));
+  return static_cast<u32>(bits ^ (bits >> 31 & 0x7fffffff)) ^ 0x80000000u;
+}
+__device__ __forceinline__ float bound_of_key(u32 key) {
+  const int bits = static_cast<int>(key ^ 0x80000000u);
+  return __uint_as_float(static_cast<u32>(bits ^ (bits >> 31 & 0x7fffffff)));
+}
+
+// Which of a thread's elements lie above a bin, and which in it: bits.
+struct Told {
+  u32 above, within;
+};
+// The units that add and multiply floats have twice as many lanes as those that compare and choose, so no comparison: each
+// element becomes a one or a zero of either question, and these are added up as binary digits of a float.
+template <int Vec, u32 Packs>
+__device__ __forceinline__ Told tell_by_bin(u32 last, const Loaded<Vec> (&held)[Packs], const Spread& spread, u32 bin) {
+  if constexpr (Vec == 1) {  // whose loads leave no registers for the sums
+    Told told{};
+    for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
+      const u32 own = spread.four_bins_of(x);
+      told.above |= own > 4 * bin ? 1u << which : 0u;
+      told.within |= own == 4 * bin ? 1u << which : 0u;
+    });
+    return told;
+  }
+  constexpr float kDigits = 8388608.0f;  // 2^23: from here on a float is a whole number, in its lowest bits
+  const float four = 4.0f * static_cast<float>(bin) + kDigits;
+  float above[2] = {kDigits, kDigits}, reached[2] = {kDigits, kDigits};  // of 16 elements each
+  for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
+    const float own = spread.quarter_of(x), digit = static_cast<float>(1u << which % 16);
+    above[which / 16] = fmaf(__saturatef(fmaf(own, 4.0f, -3.0f - four)), digit, above[which / 16]);
+    reached[which / 16] = fmaf(__saturatef(fmaf(own, 4.0f, 1.0f - four)), digit, reached[which / 16]);
+  });
+  const auto bits = [](const float (&sums)[2]) {
+    const u32 low = __float_as_uint(sums[0]) & 0xffffu;
+    return Packs * Vec > 16 ? low | __float_as_uint(sums[1]) << 16 : low;
+  };
+  return {bits(above), bits(reached) & ~bits(above)};
 }
 
 // What became of a row: nothing, its keys lie in shared memory, or it is done.
@@ -41,6 +79,7 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
   const u32 first = row.lead(), last = first + row.n;  // positions from row.base
   if (!kQuickValue || last > kPacks * Vec * kThreads) return Registers::kNothing;
   Scratch& s = sh.scratch;
+  const Logit* const base = Vec == 1 ? row.base : ptx::opaque(row.base);
   Loaded<Vec> held[kPacks];
 #pragma unroll
   for (u32 d = 0; d < kPacks; ++d) {
@@ -48,10 +87,10 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
     if (d * kThreads * Vec < last) {
       const u32 at = (d * kThreads + threadIdx.x) * Vec;
       if (at + Vec <= last && (!kRowStarts || at >= first)) {
-        held[d].load(row.base + at);
+        held[d].load(base + at);
       } else {
         const int begin = at < first ? static_cast<int>(first - at) : 0;
-        held[d].load_some(row.base + at, begin, at < last ? static_cast<int>(min(last - at, static_cast<u32>(Vec))) : 0,
+        held[d].load_some(base + at, begin, at < last ? static_cast<int>(min(last - at, static_cast<u32>(Vec))) : 0,
                           kFill);
       }
     }
@@ -64,38 +103,48 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
   constexpr bool kGrouped = kRegisters >= 64 && kGroups <= Vec && K <= kGroups * kThreads;
   const float infinity = -value_of(kFill);
   float low = infinity, high = -infinity;
-  if (kGrouped && last >= kThreads * Vec) {
+  const auto group_bounds = [&](bool finite) {
     float most[kGroups];
 #pragma unroll
     for (u32 g = 0; g < kGroups; ++g) most[g] = -infinity;
     for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
       float& group = most[which % kGroups];
-      group = fmaxf(group, x < infinity ? x : -infinity);
+      group = fmaxf(group, finite && x == infinity ? -infinity : x);  // of a NaN and a number the number
     });
+    low = infinity, high = -infinity;
 #pragma unroll
     for (u32 g = 0; g < kGroups; ++g) low = fminf(low, most[g]), high = fmaxf(high, most[g]);
-  }
+  };
   const auto all_bounds = [&] {
+    low = infinity, high = -infinity;
     for_each_held<Vec>(last, held, [&](u32, float x, bool counts) {
       const bool bounds = counts && x < infinity;
       low = bounds ? fminf(low, x) : low;
       high = bounds ? fmaxf(high, x) : high;
     });
   };
-  if (!(kGrouped && last >= kThreads * Vec)) all_bounds();
+  if (kGrouped && last >= kThreads * Vec) {
+    group_bounds(false);
+  } else {
+    all_bounds();
+  }
   const u32 lane = threadIdx.x % 32;
-  Interval bounds = shared_bounds(key_of_value(low), key_of_value(high), s);
-  if (kGrouped && bounds.low == kLowestNumber) {  // a group of -inf only
-    low = infinity, high = -infinity;
+  Interval bounds = shared_bounds(key_of_bound(low), key_of_bound(high), s);
+  if (kGrouped && bounds.high == key_of_bound(infinity)) {
+    group_bounds(true);
+    __syncthreads();
+    bounds = shared_bounds(key_of_bound(low), key_of_bound(high), s);
+  }
+  if (kGrouped && bounds.low == key_of_bound(-infinity)) {  // a group of -inf only
     all_bounds();
     __syncthreads();
-    bounds = shared_bounds(key_of_value(low), key_of_value(high), s);
+    bounds = shared_bounds(key_of_bound(low), key_of_bound(high), s);
   }
-  low = value_of(bits_of(bounds.low)), high = value_of(bits_of(bounds.high));
+  low = bound_of_key(bounds.low), high = bound_of_key(bounds.high);
   if (last > kThreads * Vec) {
     // One that is far above all others would leave them to one bin: the bound is the largest of all warps but its.
     const u32 own = s.highs[lane % kWarps], others = __reduce_max_sync(0xffffffffu, own < bounds.high ? own : 0u);
-    if (others > bounds.low) high = value_of(bits_of(others));
+    if (others > bounds.low) high = bound_of_key(others);
   }
   Spread spread(low, high);
   u32 bin = ~0u;
@@ -108,11 +157,8 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
   u32 members = 0, candidates = 0;  // bits: which of the thread's elements
   bool equal = false;
   if (bin != ~0u) {
-    for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
-      const u32 own = spread.four_bins_of(x);
-      members |= own > 4 * bin ? 1u << which : 0u;
-      candidates |= own == 4 * bin ? 1u << which : 0u;
-    });
+    const Told told = tell_by_bin<Vec>(last, held, spread, bin);
+    members = told.above, candidates = told.within;
     if (kRegisters < 64 && s.count > kRanked) bin = ~0u;  // no registers for what follows
 #pragma unroll 1
     while (kRegisters >= 64 && s.count > kRanked) {  // the same again within the bin
@@ -122,8 +168,8 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
         high = candidates >> which & 1 ? fmaxf(high, x) : high;
       });
       clear_bins(sh.bins);
-      const Interval within = shared_bounds(key_of_value(low), key_of_value(high), s);
-      low = value_of(bits_of(within.low)), high = value_of(bits_of(within.high));
+      const Interval within = shared_bounds(key_of_bound(low), key_of_bound(high), s);
+      low = bound_of_key(within.low), high = bound_of_key(within.high);
       equal = !kTies && !kNanHighest && low == high;
       if (equal) break;
       spread = Spread(low, high);
@@ -138,11 +184,8 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
       __syncthreads();
       find_bin(sh.bins, s.need, s);
       bin = s.digit;
-      for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
-        const u32 own = spread.four_bins_of(x), one = candidates & 1u << which;
-        members |= own > 4 * bin ? one : 0u;
-        candidates ^= own != 4 * bin ? one : 0u;
-      });
+      const Told told = tell_by_bin<Vec>(last, held, spread, bin);
+      members |= candidates & told.above, candidates &= told.within;
     }
   }
   if (bin == ~0u) {
@@ -150,32 +193,35 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
     if (row.n > 2 * p.candidates) return Registers::kNothing;
     for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
       const u32 at = (threadIdx.x + which / Vec * kThreads) * Vec + which % Vec;
-      if (at < last && (!kRowStarts || at >= first)) sh.rest[at - first] = key_of_value(x);
+      const u32 key = ordered_key(__float_as_uint(x) >> (sizeof(Logit) == 2 ? 16 : 0));
+      if (at < last && (!kRowStarts || at >= first)) sh.rest[at - first] = key;
     });
     return Registers::kHeld;
   }
-  const u32 need = s.need;
-  u32 place = warp_places(kMember * __popc(members) + kCandidate * __popc(candidates), &s.tie_count);
+  const u32 need = s.need, count = s.count;
+  const Out out = out_of(p, r);
+  const u32 places = warp_places(kMember * __popc(members) + kCandidate * __popc(candidates), &s.tie_count);
+  u32 place = places >> 16, among = places & 0xffffu;
   const auto index_of = [&](u32 which) { return (threadIdx.x + which / Vec * kThreads) * Vec + which % Vec - first; };
   for_each_held<Vec>(last, held, [&](u32 which, float, bool) {
     const bool member = members >> which & 1;
-    if (member) sh.staged[place >> 16] = static_cast<int>(index_of(which));
-    place += member ? kMember : 0u;
+    if (member) sh.staged[place] = static_cast<int>(index_of(which));
+    place += member;
   });
   const Candidates waiting(sh.bins);
 #pragma unroll 1
-  while (candidates && (!equal || (place & 0xffffu) < need)) {
-    const u32 which = 31 - __clz(candidates), index = index_of(which), to = place & 0xffffu;
+  while (candidates && (!equal || among < need)) {
+    const u32 which = 31 - __clz(candidates), index = index_of(which);
     candidates ^= 1u << which;
     if (equal) {  // any of them
-      sh.staged[K - need + to] = static_cast<int>(index);
+      sh.staged[K - need + among] = static_cast<int>(index);
     } else {
-      waiting.keys[to] = ordered_key(row.bits(index));
-      waiting.indices[to] = index;
+      waiting.keys[among] = ordered_key(row.bits(index));
+      waiting.indices[among] = index;
     }
-    place += kCandidate;
+    ++among;
   }
   __syncthreads();
-  finish_ranked(row, p, r, !equal, sh);
+  finish_ranked(row, out, equal ? 0 : need, equal ? 0 : count, sh);
   return Registers::kDone;
 }

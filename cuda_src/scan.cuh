@@ -3,7 +3,7 @@
 // at least 1. Shared memory: Scratch. Two barriers inside; afterwards the answer
 // stands in Scratch (registers are what the row paths are short of), and the bins may be overwritten.
 #pragma once
-#include "params.cuh"
+#include "ptx.cuh"
 
 // A block's fixed words in shared memory, behind its bins.
 struct alignas(16) Scratch {
@@ -41,13 +41,7 @@ __device__ __forceinline__ void find_bin(const u32* bins, u32 need, Scratch& s) 
   const u32 before = __reduce_add_sync(0xffffffffu, lane < warp ? s.warp_sums[lane] : 0u);
   if (threadIdx.x == kThreads - 1 && before + own < need) s.count = 0;
   if (before < need && need <= before + own) {
-    u32 sum = all;
-#pragma unroll
-    for (u32 d = 1; d < 32; d *= 2) {
-      const u32 left = __shfl_up_sync(0xffffffffu, sum, d);
-      if (lane >= d) sum += left;
-    }
-    u32 from = before + sum - all;
+    u32 from = before + ptx::sum_upto(all) - all;
     if (from < need && need <= from + all) {
 #pragma unroll
       for (u32 j = 0; j < kOwn; ++j) {

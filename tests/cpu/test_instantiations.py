@@ -13,6 +13,7 @@ from drvtopk import compiler
 from drvtopk.cache import Cache
 from drvtopk.compiler import Compiled, compile_variant
 from drvtopk.plan import Problem, calculated_occupancy, plan
+from drvtopk.source import kernel_sources
 from drvtopk.spec import (
     ARCHITECTURES,
     CLUSTERS,
@@ -240,3 +241,43 @@ def test_small_thresholds_are_an_instantiation_of_their_own(route: str, compiled
     one, other = compile_all([usual, small], "sm_90a", compiled_before)
     assert one.cubin != other.cubin
     check(small, "sm_90a", other)
+
+
+def ptx_of(variant: Variant, arch: str) -> str:
+    """What NVRTC hands to ptxas."""
+    nvrtc = compiler._load()
+    sources = kernel_sources()
+    headers = {name: text for name, text in sources.items() if name.endswith(".cuh")}
+    wanted = [o.replace(f"={arch}", f"={arch.replace('sm_', 'compute_')}") for o in compiler.options(variant, arch, ())]
+    names = [name.encode() for name in headers]
+    _, program = nvrtc.nvrtcCreateProgram(
+        sources[f"{variant.route}.cu"], b"kernel.cu", len(names), list(headers.values()), names
+    )
+    try:
+        (code,) = nvrtc.nvrtcCompileProgram(program, len(wanted), [option.encode() for option in wanted])
+        assert int(code) == 0
+        _, size = nvrtc.nvrtcGetPTXSize(program)
+        text = bytearray(size)
+        nvrtc.nvrtcGetPTX(program, text)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return text.decode()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant(route="persistent", k=1024, vec_size=4),
+        Variant(route="filtered", k=1024, vec_size=4, residency=1),
+        Variant(route="filtered", k=2048, vec_size=8, residency=2, options=Options(dtype="bfloat16", values=True)),
+        Variant(route="clustered", k=1024, vec_size=4, cluster=16, residency=1),
+        Variant(route="clustered", k=512, vec_size=4, cluster=2, residency=2, options=Options(order="value")),
+    ],
+    ids=str,
+)
+def test_every_load_and_store_says_which_memory_it_means(variant: Variant) -> None:
+    """One that does not has to find out when it runs."""
+    memory = re.findall(r"^\s+(?:@!?%p\d+ )?((?:ld|st|atom|red)\.[\w.:]+)", ptx_of(variant, "sm_90a"), re.MULTILINE)
+    assert len(memory) > 200
+    spaces = {".global", ".shared", ".param", ".local", ".const", ".async"}
+    assert {m for m in memory if not any(space in m for space in spaces)} == set()

@@ -132,14 +132,17 @@ _BY_HAND = (
     ),
     (
         "row_registers.cuh",
-        "candidates && (!equal || (place & 0xffffu) < need)",
+        "candidates && (!equal || among < need)",
         "candidates",
         "more ties than places in registers",
     ),
     ("keys.cuh", "kNanHighest && x != x ? 1.0f : saturated", "saturated", "NaN falls into the lowest bin"),
     ("loads.cuh", "if (kRowStarts && d == 0) hits &= ~0u << before;", "", "picked before the window"),
     ("loads.cuh", "to = atomicAdd(counter, 1u);", "", "two of one load at one place"),
-    ("rank.cuh", "other > key ||", "other >= key ||", "equal candidates all rank behind each other"),
+    ("rank.cuh", "others[j] > key[e] ||", "others[j] >= key[e] ||", "equal candidates all rank behind each other"),
+    ("row_registers.cuh", "-3.0f - four", "-2.0f - four", "the last quarter of a bin lies above it"),
+    ("row_registers.cuh", "1.0f - four", "0.0f - four", "the first quarter of a bin lies below it"),
+    ("row_registers.cuh", "sums[0]) & 0xffffu", "sums[0]) & 0xfffeu", "one of sixteen elements is not looked at"),
     ("finish.cuh", "if (i >= m) sh.staged[i] = 0x7fffffff;", "", "no padding behind what is sorted"),
     ("finish.cuh", "other.before(mine) == (lower == up)", "other.before(mine) == up", "the sort goes one way only"),
     (
@@ -155,7 +158,7 @@ _BY_HAND = (
     ("own_pivot.cuh", "if (s.count == 0) return kLowestNumber;", "", "a pivot where there are too few groups"),
     ("clustered.cu", "row / p.groups % kCluster == rank", "true", "every block of a cluster takes the row"),
     ("row_gather.cuh", "if (r < p.groups) {", "if (true) {", "relaxed where something was touched"),
-    ("lists.cuh", "if (hits != 0 && own < room)", "if (hits != 0)", "listed behind what there is room for"),
+    ("lists.cuh", "hits != 0 && place < room;", "hits != 0;", "listed behind what there is room for"),
     (
         "row_gather.cuh",
         "const bool full = own > room;",

@@ -50,5 +50,19 @@ void remote_store(u32* own, u32 rank, u32 v);
 u32 remote_load(const u32* own, u32 rank);
 
 inline u32 lanes_below() { return (1u << threadIdx.x % 32) - 1; }
+template <class T>
+T* opaque(T* p) {
+  return p;
+}
+template <class T>
+T& shared_as(unsigned char* dynamic) {
+  return *reinterpret_cast<T*>(dynamic);
+}
+inline u32 sum_upto(u32 v, HERE) {
+  const unsigned* given = machine::exchange(v, file, line);
+  u32 sum = 0;
+  for (u32 lane = 0; lane <= threadIdx.x % 32; ++lane) sum += given[lane];
+  return sum;
+}
 
 }  // namespace ptx
