@@ -70,15 +70,20 @@ __device__ __forceinline__ T* opaque(T* p) {
 }
 
 // The sum of `v` over this lane of the warp and all below it. A shuffle says whether there is such a lane, so a step is two
-// instructions. All 32 lanes must call it.
+// instructions; where registers are few, three that the compiler can arrange. All 32 lanes must call it.
 __device__ __forceinline__ u32 sum_upto(u32 v) {
 #pragma unroll
   for (u32 d = 1; d < 32; d *= 2) {
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t.reg .u32 t;\n\tshfl.sync.up.b32 t|p, %0, %1, 0, 0xffffffff;\n\t@p add.u32 %0, %0, "
-        "t;\n\t}"
-        : "+r"(v)
-        : "r"(d));
+    if constexpr (kRegisters < 64) {
+      const u32 left = __shfl_up_sync(0xffffffffu, v, d);
+      if (threadIdx.x % 32 >= d) v += left;
+    } else {
+      asm volatile(
+          "{\n\t.reg .pred p;\n\t.reg .u32 t;\n\tshfl.sync.up.b32 t|p, %0, %1, 0, 0xffffffff;\n\t@p add.u32 %0, %0, "
+          "t;\n\t}"
+          : "+r"(v)
+          : "r"(d));
+    }
   }
   return v;
 }

@@ -109,7 +109,7 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
     for (u32 g = 0; g < kGroups; ++g) most[g] = -infinity;
     for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
       float& group = most[which % kGroups];
-      group = fmaxf(group, finite && x == infinity ? -infinity : x);  // of a NaN and a number the number
+      group = fmaxf(group, finite ? x + (x - x) : x);  // of a NaN and a number the number; of infinities it makes NaN
     });
     low = infinity, high = -infinity;
 #pragma unroll

@@ -63,8 +63,6 @@ def compile_all(variants: list[Variant], arch: str, cache: Cache) -> list[Compil
 
 # A few words that ptxas parks outside the loops; a register more would cost the SM its second block.
 MOST_SPILLS, MOST_SPILLS_WITH_OPTIONS = 64, 160
-# 32 registers, eight bfloat16 in a load, and every option at once.
-MOST_SPILLS_OF_GROUPS_WITH_ALL = 320
 # A cluster's kernel of two blocks an SM that sorts by value and has every other option too: ptxas parks whole batches.
 MOST_SPILLS_OF_CLUSTERS_WITH_ALL = 20_000
 
@@ -74,8 +72,6 @@ def most_spills(variant: Variant) -> int:
     options = variant.options
     if variant.route == "clustered" and options.order == "value" and options.page_table and variant.residency == 2:
         return MOST_SPILLS_OF_CLUSTERS_WITH_ALL
-    if variant.route == "persistent" and options.order == "value" and options.page_table and variant.vec_size == 8:
-        return MOST_SPILLS_OF_GROUPS_WITH_ALL
     return MOST_SPILLS if options == PLAIN else MOST_SPILLS_WITH_OPTIONS
 
 
@@ -83,8 +79,7 @@ def check(variant: Variant, arch: str, compiled: Compiled) -> None:
     """Next to no spills, no static shared memory, one kernel, and as many blocks an SM as the planner counts on."""
     info, device = compiled.info, device_of(arch)
     most = most_spills(variant)
-    # A word that is parked and fetched once counts twice.
-    assert info.spill_bytes <= most and info.stack_bytes <= most // 2 and info.static_smem_bytes == 0, info
+    assert info.spill_bytes <= most and info.stack_bytes <= most // 3 and info.static_smem_bytes == 0, info
     resident = min(variant.residency, min_blocks(arch, variant.threads))
     assert 16 <= info.registers <= 65536 // (variant.threads * resident), info
     assert info.cubin_bytes == len(compiled.cubin) > 1000
