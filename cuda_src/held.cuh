@@ -42,9 +42,6 @@ __device__ __forceinline__ void stage_held(const u32* keys, u32 held, u32 k, con
   }
 }
 
-// What a held key is: a member, a candidate for the last places, or neither. Sums of up to 65535 fit beside each other.
-constexpr u32 kMember = 1u << 16, kCandidate = 1;
-
 // Where the candidates for the last places wait to be ranked: in the bins, which have been read by then.
 struct Candidates {
   u32* keys;

@@ -39,23 +39,35 @@ __device__ __forceinline__ void list_batch(const Share<Vec>& share, u32 batch, c
   }
 }
 
-// The same for those that equal it; only their indices.
+// The same for those that equal it; only their indices. Whole warps call it.
 template <int Vec, u32 Loads>
 __device__ __forceinline__ void list_ties(const Share<Vec>& share, u32 batch, const Loaded<Vec> (&held)[Loads],
                                           float value, const Gathered& to, Scratch& s) {
   const bool nan = value != value;
-  if (ptx::load_shared(&s.gathered_ties) >= to.tie_room()) return;  // each lane may see another number
+  if (__shfl_sync(0xffffffffu, ptx::load_shared(&s.gathered_ties), 0) >= to.tie_room()) return;
   u32 hits = 0;
   share.each(batch, held, [&](u32 which, float x) { hits |= (nan ? x != x : x == value) ? 1u << which : 0u; });
+  const auto at = [&](u32 which) { return share.position(batch, which / Vec) + which % Vec; };
+  if (nan && !share.whole(batch, Loads - 1)) {  // what is not of the row was made NaN
 #pragma unroll 1
-  while (hits) {
-    const u32 which = 31 - __clz(hits);
-    hits ^= 1u << which;
-    const u32 at = share.position(batch, which / Vec) + which % Vec;
-    if (at < share.first || at >= share.last / Vec * Vec) continue;  // it was made NaN
-    const u32 place = atomicAdd(&s.gathered_ties, 1u);
-    if (place >= to.tie_room()) break;
-    to.indices[to.slot - 1 - place] = at - share.first;
+    for (u32 rest = hits; rest != 0;) {
+      const u32 which = 31 - __clz(rest);
+      rest ^= 1u << which;
+      if (at(which) < share.first || at(which) >= share.last / Vec * Vec) hits ^= 1u << which;
+    }
+  }
+  // One of each lane in a turn: where there are many, one turn of all warps is enough.
+#pragma unroll 1
+  while (const u32 votes = __ballot_sync(0xffffffffu, hits != 0)) {
+    u32 place = 0;
+    if (threadIdx.x % 32 == 0) place = atomicAdd(&s.gathered_ties, static_cast<u32>(__popc(votes)));
+    place = __shfl_sync(0xffffffffu, place, 0) + __popc(votes & ptx::lanes_below());
+    if (hits != 0) {
+      const u32 which = 31 - __clz(hits);
+      hits ^= 1u << which;
+      if (place < to.tie_room()) to.indices[to.slot - 1 - place] = at(which) - share.first;
+    }
+    if (__ballot_sync(0xffffffffu, place >= to.tie_room()) != 0) break;
   }
 }
 

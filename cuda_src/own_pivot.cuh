@@ -75,6 +75,14 @@ __device__ __forceinline__ u32 own_pivot(const Share<Vec>& share, const Loaded<V
     many = s.count > few;
     if (!many && s.digit != kOwnBins - 1) return max(spread.edge(kOwnBins - 1 - s.digit), kLowestNumber + 1);
   }
+  // Where many are equal, it is often the smallest that many threads have nothing above.
+  u32 sums = 0;
+  largest([&](u32 key, u32) { sums += key > bounds.low ? kMember + kCandidate : kCandidate; });
+  sums = block_sum(sums, s);
+  if (sums >> 16 < wanted && wanted <= (sums & 0xffffu)) {
+    many = true;
+    return bounds.low;
+  }
   if (threadIdx.x == 0) s.need = wanted;
   Interval in;
   const u32 count = narrow(in, few, false, sh.bins, s, largest);

@@ -26,6 +26,19 @@ struct alignas(16) Scratch {
 };
 static_assert(sizeof(Scratch) <= DRVTOPK_SCRATCH_BYTES, "spec.SCRATCH_BYTES is too small");
 
+// What an element is that is not lost: a member, or a candidate for the last places. Sums of both fit beside each other,
+// up to 65535.
+constexpr u32 kMember = 1u << 16, kCandidate = 1;
+
+// The sum of all threads' numbers. Before: a barrier since the latest sums were read. After: a barrier.
+__device__ __forceinline__ u32 block_sum(u32 own, Scratch& s) {
+  const u32 lane = threadIdx.x % 32;
+  own = __reduce_add_sync(0xffffffffu, own);
+  if (lane == 0) s.warp_sums[threadIdx.x / 32] = own;
+  __syncthreads();
+  return __reduce_add_sync(0xffffffffu, lane < kWarps ? s.warp_sums[lane] : 0u);
+}
+
 __device__ __forceinline__ void find_bin(const u32* bins, u32 need, Scratch& s) {
   // Thread t owns the kOwn bins from 2047 - kOwn t down, so an ordinary prefix sum runs from the top.
   constexpr u32 kOwn = kBins / kThreads;

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from drvtopk.source import kernel_sources
-from tests.harness.scenario import Scenario, telling_cluster, telling_gather, telling_scenario
+from tests.harness.scenario import Scenario, telling_cluster, telling_gather, telling_registers, telling_scenario
 
 _FOUND = (
     (re.compile(r"\n[^\n/]*__syncthreads\(\);"), "", "no barrier"),
@@ -29,13 +29,18 @@ _FOUND = (
 
 
 def _telling_both(seed: int) -> Scenario:
-    """Rows of one block that are not gathered, and rows that are."""
-    return (telling_scenario, telling_gather)[seed % 2](seed // 2)
+    """Rows of one block that are not gathered, rows that are, and rows that registers hold."""
+    return (telling_scenario, telling_gather, telling_registers)[seed % 3](seed // 3)
 
 
 def _telling_clusters(seed: int) -> Scenario:
     """Rows of clusters that are not gathered, and rows that are."""
     return (telling_cluster, telling_gather)[seed % 2](seed // 2)
+
+
+def _telling_registers(seed: int) -> Scenario:
+    """Rows of one block of all kinds, and such as registers hold and are not told apart at once."""
+    return (telling_scenario, telling_registers)[seed % 2](seed // 2)
 
 
 def _telling_pass(seed: int) -> Scenario:
@@ -48,6 +53,8 @@ _TELLING: Mapping[str, Callable[[int], Scenario]] = {
     "row_cluster.cuh": telling_cluster,
     "clustered.cu": _telling_clusters,
     "row_alone.cuh": _telling_both,
+    "row_registers.cuh": _telling_registers,
+    "scan.cuh": _telling_registers,
     "row_pass.cuh": _telling_pass,
     "row_gather.cuh": telling_gather,
     "coarse.cuh": telling_gather,
@@ -59,8 +66,6 @@ _TELLING: Mapping[str, Callable[[int], Scenario]] = {
 _FILES = (
     "sync.cuh",
     "row_group.cuh",
-    "row_registers.cuh",
-    "scan.cuh",
     "held.cuh",
     "narrow.cuh",
     "rank.cuh",
@@ -123,13 +128,20 @@ _BY_HAND = (
     ("narrow.cuh", "in.low += s.digit << shift;", "", "every interval begins where the first did"),
     ("narrow.cuh", "key > keys.high || (kTies", "key >= keys.high || (kTies", "all of an interval are members"),
     ("narrow.cuh", "if (key == wanted) f(", "f(", "ranks of other keys count"),
-    ("row_registers.cuh", "s.digit != 0 ? s.digit : ~0u", "s.digit", "what is no number is told apart by value"),
-    (
-        "row_registers.cuh",
-        "equal = !kTies && !kNanHighest && low == high;",
-        "equal = low == high;",
-        "any of equal ones, asked for the first",
-    ),
+    ("row_registers.cuh", "if (s.digit == 0) return;", "", "what is no number is told apart by value"),
+    ("row_registers.cuh", " && !(kTies && equal)", "", "any of equal ones, asked for the first"),
+    ("row_registers.cuh", "equal = above < K && K <= reached", "equal = K <= reached", "too few places for the larger"),
+    ("row_registers.cuh", "filled ? K - reached : K - above", "K - above", "infinities take no places"),
+    ("row_registers.cuh", "if (lowest < need) {", "if (false) {", "too few -inf, and no NaN"),
+    ("row_registers.cuh", " && index_of(which) < row.n", "", "what lies past the row is -inf"),
+    ("row_registers.cuh", "if (before == wanted) s.pivot = key;", "", "nothing is chosen of the sample"),
+    ("row_registers.cuh", "candidates = larger, count = above;", "count = above;", "smaller ones stay candidates"),
+    ("row_registers.cuh", "candidates = same, need -= above,", "candidates = same,", "larger ones take no places"),
+    ("row_registers.cuh", "members |= same, need -= reached;", "need -= reached;", "what equals the tried one is lost"),
+    ("row_registers.cuh", "candidates &= ~(larger | same), ", "", "members stay candidates"),
+    ("row_registers.cuh", "members |= candidates & larger,", "", "what lies above a bin is lost"),
+    ("row_registers.cuh", "if (cut) load_part(own, held[0]);", "", "no first load of a window within one"),
+    ("row_registers.cuh", "if (d == whole) held[d] = part;", "", "no last load of a row"),
     (
         "row_registers.cuh",
         "candidates && (!equal || among < need)",
@@ -165,7 +177,7 @@ _BY_HAND = (
         "const bool full = false;",
         "more is listed than there is room for",
     ),
-    ("lists.cuh", "if (place >= to.tie_room()) break;", "", "more ties are listed than there is room for"),
+    ("lists.cuh", "if (place < to.tie_room()) to", "to", "more ties are listed than there is room for"),
     ("row_gather.cuh", "if (count == 0) return false;", "", "too little reaches the highest pivot"),
     ("row_gather.cuh", "told.z == highest ? told.y : 0u", "told.y", "ties at a lower pivot count"),
     ("row_gather.cuh", "lane < rank ? tied : 0u", "0u", "every block's ties begin at one place"),
@@ -176,7 +188,12 @@ _BY_HAND = (
     ("row_gather.cuh", "return id - own_first < lists.slot;", "return true;", "every block writes all that is ranked"),
     ("deal.cuh", "held[d].set(v, kNothing)", "held[d].set(v, kFill)", "what lies past the row is -inf"),
     ("deal.cuh", "at + Vec > last || ", "", "what lies past the row counts"),
-    ("lists.cuh", "if (at < share.first || at >= share.last / Vec * Vec) continue;", "", "what is not of the row ties"),
+    (
+        "lists.cuh",
+        "if (at(which) < share.first || at(which) >= share.last / Vec * Vec) hits ^= 1u << which;",
+        "",
+        "what is not of the row ties",
+    ),
     ("row_gather.cuh", "if (has_left) {", "if (false) {", "what fills no load is left out"),
     ("row_gather.cuh", "u32 first = K - need;", "u32 first = K - need + 1;", "places begin one too late"),
     ("coarse.cuh", "if (lane == 31 && upto < need) s.count = 0;", "", "nobody says that there are too few"),

@@ -289,6 +289,50 @@ def telling_scenario(seed: int) -> Scenario:
     )
 
 
+def telling_registers(seed: int) -> Scenario:
+    """Rows that registers hold and that bins of equal width do not tell apart at once: of few values, of infinities and
+    NaN, of more than a bin may hold; in turn plain, windows that begin within a load, and ties told apart."""
+    random = np.random.default_rng(seed)
+    kind = seed % 4
+    width, k, rows = 2900 + 4 * (seed // 4 % 3), 64, 8
+    options = (PLAIN, Options(row_starts=True), PLAIN, Options(tie_break="smallest"))[kind]
+    fewer, roomy = k // 2, seed // 8 % 2 == 0
+    logits = np.full((rows, width), -np.inf, np.float32)
+    logits[0] = random.choice(np.array([-1e-45, 0.0, -0.0, -0.0, 0.0], np.float32), width)  # equal in most of a bin
+    logits[0, random.choice(width, fewer, replace=False)] = random.choice(np.array([1e-45, 1e-38, 1]), fewer)
+    logits[1, random.choice(width, fewer, replace=False)] = random.standard_normal(fewer)  # filled with -inf
+    logits[2] = np.nan  # filled with -inf and NaN
+    logits[2, random.choice(width, fewer, replace=False)] = random.choice(np.array([1, 2, -np.inf]), fewer)
+    logits[3] = random.choice(np.array([np.nan, np.inf, 3.4e38, 1, 0, -3.4e38], np.float32), width)  # infinite ties
+    logits[4] = random.choice(np.array([3.4e38, 1, 0, -3.4e38], np.float32), width)  # ties at the largest number
+    logits[4, random.choice(width, fewer, replace=False)] = np.inf
+    logits[5, random.choice(width, fewer, replace=False)] = np.inf  # no finite number
+    logits[5, random.choice(width, fewer, replace=False)] = np.nan
+    logits[6] = 1 + random.standard_normal(width) * 1e-4  # one bin between outliers holds too many
+    logits[6, random.choice(width, 8, replace=False)] = 1e6 * random.choice(np.array([-1, 1]), 8)
+    logits[7] = random.integers(0, 1 << 22, width).astype(np.uint32).view(np.float32)  # too near to each other
+    if roomy:
+        logits[7, random.choice(width, 12, replace=False)] = 1.0
+    if seed // 4 % 2:  # what is tried of a sample is too large, or too small
+        logits[7] = np.where(random.random(width) < 0.02, 1 + 1e-6 * random.standard_normal(width), logits[6] * 1e-3)
+    lengths = np.full(rows, width, np.int32)
+    lengths[::3] -= random.integers(0, 5, len(lengths[::3]))
+    starts = random.integers(1, 8, rows).astype(np.int32) if kind == 1 else None
+    problem = Problem(rows=rows, width=width, k=k, options=options, sm_budget=3)
+    # With little room, what is not told apart in registers is gathered.
+    tuning = replace(TUNING, short_max=3000, max_candidates=1500 if roomy else 200)
+    return Scenario(
+        plan=plan_for(problem, 7, route="filtered", chunk=None, tuning=tuning),
+        logits=logits,
+        lengths=lengths if starts is None else np.minimum(lengths, width - starts).astype(np.int32),
+        row_starts=starts,
+        workspace=str(random.choice(WORKSPACES)),
+        offset=0,
+        slots=7,
+        seed=seed,
+    )
+
+
 def telling_cluster(seed: int) -> Scenario:
     """Four instantiations with clusters whose rows are not gathered, in turn: rows of all kinds; too little room, so
     that what reaches a pivot is fetched or does not fit, or no pivot is tried; rows of which a block reads more than

@@ -39,7 +39,8 @@ inline unsigned __float_as_uint(float x) {
   std::memcpy(&bits, &x, 4);
   return bits;
 }
-inline float __fdividef(float x, float y) { return x / y; }
+// Zero where the divisor is larger than 2^126, as documented.
+inline float __fdividef(float x, float y) { return y > 8.507059e37f || y < -8.507059e37f ? 0.0f : x / y; }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // of a NaN, zero
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
