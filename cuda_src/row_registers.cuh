@@ -240,7 +240,7 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
       return block_sum(kMember * __popc(larger) + kCandidate * __popc(same), s);
     };
     if (bin == ~0u && !kTies) {
-      bool filled = divided;  // all that count are members
+      bool filled = divided;  // all that count are members, if they are too few
       const bool finite = bounds.low <= bounds.high;
       if (!filled && (!finite || __popc(__ballot_sync(0xffffffffu, s.highs[lane % kWarps] == bounds.high)) >= 4)) {
         // No bins between such bounds. If several warps have the upper one, many elements may.
@@ -248,8 +248,7 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
         const u32 sums = compare(finite ? bound_of_key(bounds.high) : infinity);
         const u32 above = sums >> 16, reached = above + (sums & 0xffffu);
         equal = above < K && K <= reached, filled = !equal && !finite;
-        need = filled ? K - reached : K - above;
-        members = larger, candidates = same;
+        members = larger, candidates = same, need = K - above;
       }
       if (filled) {  // with -inf, then NaN
         members = candidates = 0;
@@ -258,9 +257,11 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
           candidates |= x == -infinity && index_of(which) < row.n ? 1u << which : 0u;
         });
         __syncthreads();
-        const u32 lowest = block_sum(__popc(candidates), s);
-        equal = true;
-        if (lowest < need) {
+        const u32 sums = block_sum(kMember * __popc(members) + kCandidate * __popc(candidates), s);
+        const u32 counted = sums >> 16, lowest = sums & 0xffffu;
+        need = K - counted;
+        equal = counted < K;  // they may be enough: bins are rounded, so the lowest may lie in bin 0
+        if (equal && lowest < need) {
           members |= candidates, candidates = 0, need -= lowest;
           for_each_held<Vec>(last, held, [&](u32 which, float x, bool) { candidates |= x != x ? 1u << which : 0u; });
         }

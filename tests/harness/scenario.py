@@ -294,7 +294,7 @@ def telling_registers(seed: int) -> Scenario:
     NaN, of more than a bin may hold; in turn plain, windows that begin within a load, and ties told apart."""
     random = np.random.default_rng(seed)
     kind = seed % 4
-    width, k, rows = 2900 + 4 * (seed // 4 % 3), 64, 8
+    width, k, rows = 2900 + 4 * (seed // 4 % 3), 64, 9
     options = (PLAIN, Options(row_starts=True), PLAIN, Options(tie_break="smallest"))[kind]
     fewer, roomy = k // 2, seed // 8 % 2 == 0
     logits = np.full((rows, width), -np.inf, np.float32)
@@ -315,6 +315,7 @@ def telling_registers(seed: int) -> Scenario:
         logits[7, random.choice(width, 12, replace=False)] = 1.0
     if seed // 4 % 2:  # what is tried of a sample is too large, or too small
         logits[7] = np.where(random.random(width) < 0.02, 1 + 1e-6 * random.standard_normal(width), logits[6] * 1e-3)
+    logits[8] = 1e6  # one value, which rounding puts below all bins
     lengths = np.full(rows, width, np.int32)
     lengths[::3] -= random.integers(0, 5, len(lengths[::3]))
     starts = random.integers(1, 8, rows).astype(np.int32) if kind == 1 else None
