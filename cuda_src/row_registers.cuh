@@ -8,7 +8,6 @@
 #pragma once
 #include "held.cuh"
 
-constexpr bool kDivides = kRegisters >= 64 && !kNanHighest;                   // a bin that holds too many
 constexpr u32 kHeldWords = kThreads == 512 ? 32 : kRegisters >= 64 ? 16 : 4;  // of each thread's registers
 
 // f(which of the thread's elements, value, counts) for all of them. Those that count are above the lower end of the
@@ -95,6 +94,8 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
   // Scalar loads need more registers beside the elements; there would be none left.
   constexpr u32 kHeld = Vec == 1 && kHeldWords == 32 ? 28 : kHeldWords;
   constexpr u32 kWords = sizeof(Loaded<Vec>) / 4, kPacks = kHeld / kWords < 32 / Vec ? kHeld / kWords : 32 / Vec;
+  // Whether a bin that holds too many is divided here. Narrow loads need more registers.
+  constexpr bool kDivides = !kNanHighest && kRegisters >= 64 && (kWords == 4 || 4 * kHeldWords <= kRegisters);
   const u32 first = row.lead(), last = first + row.n;  // positions from row.base
   if (!kQuickValue || last > kPacks * Vec * kThreads) return Registers::kNothing;
   Scratch& s = sh.scratch;
@@ -312,12 +313,9 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
         bounds.high = key_of_bound(tried);
       }
       if (count <= kRanked) break;
-      spread = Spread(bound_of_key(bounds.low), bound_of_key(bounds.high));
-      const bool linear = spread.usable();
+      // Within a bin, or between neighbours of a sample, keys are spread about as evenly as values.
       const u32 bits = 32 - __clz(bounds.high - bounds.low), shift = bits > kDigitBits ? bits - kDigitBits : 0;
-      const auto digit_of = [&](float x) {
-        return linear ? spread.bin_of(x) : (key_of_bound(x) - bounds.low) >> shift;
-      };
+      const auto digit_of = [&](float x) { return (key_of_bound(x) - bounds.low) >> shift; };
       for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
         if (candidates >> which & 1) atomicAdd(&sh.bins[digit_of(x)], 1u);
       });
