@@ -7,6 +7,7 @@ that a test can record every call and fail any of them. Works with bindings 12.9
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from drvtopk.spec import THREADS, DeviceInfo
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
 _INVALID_VALUE, _NOT_SUPPORTED = 1, 801
 _STREAMS = 64  # whose configurations a dependent launch keeps
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+_POINTER_ATTRIBUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_uint64)
 
 Launch = Callable[[Any], bool]
 """Launches on a stream, its handle given. False: nothing was launched, as a cooperative grid can never be resident."""
@@ -79,6 +82,7 @@ class Driver:
     def __init__(self, api: Any) -> None:
         self.api = api
         self._primary: dict[int, Any] = {}
+        self._pointer_attribute: Callable[..., int] | None = None
 
     def _call(self, name: str, *args: Any, about: str = "") -> Any:
         try:
@@ -158,14 +162,25 @@ class Driver:
         return int(self._call("cuCtxGetDevice"))
 
     def pointer_ordinal(self, address: int) -> int | None:
-        """The device that memory belongs to; None for an address that CUDA does not know."""
-        attribute = self.api.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-        try:
-            return int(self._call("cuPointerGetAttribute", attribute, address))
-        except DriverError as error:
-            if error.code == _INVALID_VALUE:
-                return None
-            raise
+        """The device that memory belongs to; None for an address that CUDA does not know.
+
+        libcuda's own function is asked, not the bindings': some of their releases answer 0 whatever the device
+        (https://github.com/NVIDIA/cuda-python/issues/2928).
+        """
+        if self._pointer_attribute is None:
+            self._pointer_attribute = _POINTER_ATTRIBUTE(self.entry_point("cuPointerGetAttribute"))
+        ordinal = ctypes.c_int()
+        code = self._pointer_attribute(ctypes.byref(ordinal), _DEVICE_ORDINAL, address)
+        if code == _INVALID_VALUE:
+            return None
+        if code != 0:
+            raise self._error("cuPointerGetAttribute", self.api.CUresult(code), "")
+        return ordinal.value
+
+    def entry_point(self, name: str) -> int:
+        """The address of a function of libcuda, as of CUDA 12.0."""
+        address, _ = self._call("cuGetProcAddress", name.encode(), 12000, 0, about=name)
+        return int(address)
 
     def context_device(self, context: Any) -> DeviceInfo:
         """The limits of what the current context may use: in a green context or an MPS share, not the whole die."""

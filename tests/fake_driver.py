@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 Answer = tuple[Any, ...]
+_POINTER_ATTRIBUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_uint64)
 
 
 class Enum:
@@ -43,6 +44,7 @@ class FakeDriver:
     CUlaunchConfig = SimpleNamespace
     CUlaunchAttribute = LaunchAttribute
     CUstream = int
+    CUresult = int
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class FakeDriver:
         self._next = 0x1000
         self.pinned: list[Any] = []
         self.capture_mode = "CU_STREAM_CAPTURE_MODE_GLOBAL"
+        self.ordinal_of: Callable[[int], tuple[int, int]] = lambda address: (0, 0)  # what libcuda says: code, device
+        self._native = _POINTER_ATTRIBUTE(self._ordinal_of)
         self.attributes = {
             "COMPUTE_CAPABILITY_MAJOR": 9,
             "COMPUTE_CAPABILITY_MINOR": 0,
@@ -133,9 +137,20 @@ class FakeDriver:
         before, self.capture_mode = self.capture_mode, mode
         return before
 
+    def _cuGetProcAddress(self, symbol: bytes, version: int, flags: int) -> Answer:
+        assert (symbol, version, flags) == (b"cuPointerGetAttribute", 12000, 0)
+        return 0, ctypes.cast(self._native, ctypes.c_void_p).value, 0
+
+    def _ordinal_of(self, found: Any, attribute: int, address: int) -> int:
+        """libcuda's cuPointerGetAttribute, which stands in the transcript under `ordinal of`."""
+        assert attribute == 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        self.calls.append(("ordinal of", (address,)))
+        code, ordinal = self.ordinal_of(address)
+        found[0] = ordinal
+        return code
+
     def _cuPointerGetAttribute(self, attribute: str, address: int) -> int:
-        assert attribute == "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL"
-        return 0
+        return 0  # as some releases of the bindings answer, whatever the device
 
     def _cuMemHostAlloc(self, size: int, flags: int) -> int:
         self.pinned.append((ctypes.c_uint8 * size)())  # which is written to, unlike what a handle stands for

@@ -312,11 +312,11 @@ def test_an_array_of_another_device_is_refused(
 
 def test_where_an_interface_says_no_device_the_driver_is_asked(api: EmulatedDriver, x: Any) -> None:
     logits, out = made(Interface, x), made(Interface, np.zeros((ROWS, K), np.int32))
-    api.replace["cuPointerGetAttribute"] = lambda attribute, address: (0, int(address == out.at))
+    api.ordinal_of = lambda address: (0, int(address == out.at))
     refused("out", "on device 1", lambda: drvtopk.topk(logits, K, out=out))
-    api.replace["cuPointerGetAttribute"] = lambda attribute, address: (1,)
+    api.ordinal_of = lambda address: (1, 0)
     refused("logits", "0x.*an address in device memory", lambda: drvtopk.topk(logits, K, out=out))
-    api.replace["cuPointerGetAttribute"] = lambda attribute, address: (700,)
+    api.ordinal_of = lambda address: (700, 0)
     with pytest.raises(DriverError, match="cuPointerGetAttribute"):
         drvtopk.topk(logits, K, out=out)
     assert not set(api.names) & set(LAUNCHES)
