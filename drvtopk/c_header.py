@@ -91,6 +91,7 @@ def _definitions() -> list[str]:
         "CANDIDATE_BYTES": alone.candidate_bytes,
         "CLUSTER_CANDIDATE_BYTES": cluster.candidate_bytes,
         **{f"MODEL_{route.upper()}_US": us for route, us in measured.FIXED.items()},
+        "MODEL_SHORT": measured.SHORT,
         "MODEL_SM_BYTES": measured.SM_BYTES,
         "MODEL_DEVICE_BYTES_OF_AN_SM": measured.DEVICE_BYTES_OF_AN_SM,
     }

@@ -808,11 +808,13 @@ static inline double drvtopk_modelled_(const drvtopk_planning_* p, double fixed,
 static inline void drvtopk_modelled_times_(const drvtopk_planning_* p, drvtopk_times_* times) {
   static const int sizes[] = DRVTOPK_CLUSTERS;
   const int64_t sms = p->device.sms, rows = p->problem->rows;
+  const bool is_short = p->longest <= DRVTOPK_MODEL_SHORT;
   size_t i;
   times->count = 0;
-  drvtopk_add_time_(times, DRVTOPK_ROUTE_FILTERED, 1, drvtopk_modelled_(p, DRVTOPK_MODEL_FILTERED_US, 1, sms));
+  drvtopk_add_time_(times, DRVTOPK_ROUTE_FILTERED, 1,
+                    drvtopk_modelled_(p, is_short ? DRVTOPK_MODEL_SHORT_US : DRVTOPK_MODEL_FILTERED_US, 1, sms));
   for (i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
-    const int64_t slots = sms * 7 / 8 / sizes[i] * sizes[i];
+    const int64_t slots = (sizes[i] == 2 ? sms : sms * 7 / 8) / sizes[i] * sizes[i];
     if (sizes[i] > p->arch->max_cluster) continue;
     drvtopk_add_time_(times, DRVTOPK_ROUTE_CLUSTERED, sizes[i],
                       drvtopk_modelled_(p, DRVTOPK_MODEL_CLUSTERED_US, sizes[i], slots));

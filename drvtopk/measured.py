@@ -67,11 +67,13 @@ def _neighbours(known: list[int], value: int) -> tuple[int, int, float]:
     return low, high, math.log(value / low) / math.log(high / low)
 
 
-# What the model is made of: microseconds before and after a long row is read, and bytes a microsecond that one SM reads
-# (of which all together get but a part), roughly as an H200 has them.
-FIXED = {"filtered": 7.0, "clustered": 7.0, "persistent": 10.5}
+# What the model is made of: microseconds before and after a row is read (`short`: up to SHORT elements, which the
+# registers of one block hold), and bytes a microsecond that one SM reads (of which all together get but a part),
+# roughly as H200 and H100 have them.
+FIXED = {"short": 3.5, "filtered": 6.0, "clustered": 5.2, "persistent": 10.5}
+SHORT = 16384
 SM_BYTES = 50_000.0
-DEVICE_BYTES_OF_AN_SM = 32_000.0
+DEVICE_BYTES_OF_AN_SM = 28_000.0
 
 
 def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int) -> dict[str, float]:
@@ -84,10 +86,12 @@ def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int
         rate = min(SM_BYTES, DEVICE_BYTES_OF_AN_SM * device.sms / max(busy, 1))
         return waves * (fixed + size / blocks_of_a_row / rate)
 
-    found = {"filtered": time(FIXED["filtered"], 1, device.sms)}
+    found = {"filtered": time(FIXED["short" if length <= SHORT else "filtered"], 1, device.sms)}
     for group in CLUSTERS:
         if group <= device.max_cluster:
-            found[f"clustered:{group}"] = time(FIXED["clustered"], group, device.sms * 7 // 8 // group * group)
+            # SMs come in twos, so a cluster of two finds its place everywhere; larger ones leave some SMs over.
+            room = device.sms if group == 2 else device.sms * 7 // 8
+            found[f"clustered:{group}"] = time(FIXED["clustered"], group, room // group * group)
     if rows * sms_to_share <= device.sms:
         found["persistent"] = time(FIXED["persistent"], device.sms // max(rows, 1), device.sms)
     return found

@@ -149,13 +149,14 @@ def planner(tuning: Tuning, archs: Sequence[str]) -> dict[str, Any]:
         "formulae": dict(FORMULAE),
         "choice": list(CHOICE),
         "model": {
-            "microseconds": "waves * (fixed[route] + 4 * length / blocks_of_a_row / rate), waves = ceil(rows * "
-            "blocks_of_a_row / slots), rate = min(sm_bytes, device_bytes_of_an_sm * sms / max(1, min(rows * "
-            "blocks_of_a_row, slots)))",
+            "microseconds": "waves * (fixed[route] + 4 * length / blocks_of_a_row / rate), of filtered fixed[short] "
+            "where length <= short; waves = ceil(rows * blocks_of_a_row / slots), rate = min(sm_bytes, sms * "
+            "device_bytes_of_an_sm / max(1, min(rows * blocks_of_a_row, slots)))",
             "blocks_of_a_row": "filtered 1; clustered its cluster; persistent sms // rows",
-            "slots": "sms; clustered: sms * 7 // 8 // cluster * cluster",
+            "slots": "sms; clustered: (sms if cluster == 2 else sms * 7 // 8) // cluster * cluster",
             "tried": "filtered; each cluster that the GPU has; persistent where rows * sms_to_share <= sms",
             "fixed": dict(measured.FIXED),
+            "short": measured.SHORT,
             "sm_bytes": measured.SM_BYTES,
             "device_bytes_of_an_sm": measured.DEVICE_BYTES_OF_AN_SM,
         },

@@ -17,6 +17,7 @@ from drvtopk.measured import measured_times, modelled_times
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
 from drvtopk.spec import (
     CLUSTERS,
+    DEFAULT_TUNING,
     KNOWN_DEVICES,
     NARROW_THREADS,
     ROUTES,
@@ -625,8 +626,10 @@ def test_rows_that_need_no_cluster_are_not_given_one() -> None:
         assert plan(short, H200, limited(H200)).route == "filtered"
         assert cluster_plan(short).route == "clustered", "unless it is asked for"
     assert plan(Problem(rows=0, width=131_072, k=1024), H200, limited(H200)).route != "clustered"
-    small = Tuning(cluster_threshold=100)
-    assert plan(replace(LONG_ROWS, max_seq_len=101), H200, limited(H200), tuning=small).why.startswith("clustered: ")
+    longer = replace(LONG_ROWS, max_seq_len=20_001)
+    for threshold, route in ((20_000, "clustered"), (20_001, "filtered")):
+        made = plan(longer, H200, limited(H200), tuning=Tuning(cluster_threshold=threshold))
+        assert made.route == route and ("by a model" in made.why) is (route == "clustered")
 
 
 def test_a_block_of_a_cluster_has_room_for_the_members() -> None:
@@ -802,6 +805,22 @@ def test_the_models_choice_is_sane(name: str) -> None:
     for rows in (1, 16, 100):
         times = [modelled_times(device, rows, n, 16)["clustered:8"] for n in (10_000, 40_000, 200_000, 10**6)]
         assert times == sorted(times)
+
+
+def test_the_model_chooses_as_was_measured() -> None:
+    """Where both are known: what plans lose on a GPU that is like H200 and H100 and was not measured."""
+    losses = []
+    for (name, sms), times in READ().items():
+        device = KNOWN_DEVICES.get(name)
+        if device is None or device.sms != sms or device.max_cluster < 16:
+            continue
+        for rows, line in times["filtered"].items():
+            for length in line:
+                real = {route: grid[rows][length] for route, grid in times.items() if length in grid.get(rows, {})}
+                guessed = modelled_times(device, rows, length, DEFAULT_TUNING.sms_to_share)
+                chosen = min((route for route in guessed if route in real), key=lambda route: guessed[route])
+                losses.append((real[chosen] / min(real.values()), name, rows, length, chosen))
+    assert len(losses) >= 100 and max(losses)[0] < 1.05, sorted(losses)[-5:]
 
 
 def test_the_model_has_fewer_choices_where_there_is_less() -> None:
