@@ -19,7 +19,7 @@ from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, Tuning, Variant
 from tests.gpu.support import INSTANTIATIONS, MEANT, Gpu, compile_ahead, emulated, layout
 
 SECONDS = 120
-ALONE_SECONDS = 100  # importing another library from a disk that others read, too, can take most of a minute
+ALONE_SECONDS = 60
 CHILD = "DRVTOPK_TEST_CHILD"  # set by this file, for this file
 REQUIRED = os.environ.get("DRVTOPK_REQUIRE_GPU") == "1"
 
