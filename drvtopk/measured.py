@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from drvtopk.spec import CLUSTERS, DeviceInfo
+from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DeviceInfo
 
 Grid = Mapping[int, Mapping[int, float]]  # rows -> length -> microseconds
 
@@ -71,7 +71,7 @@ def _neighbours(known: list[int], value: int) -> tuple[int, int, float]:
 # registers of one block hold), and bytes a microsecond that one SM reads (of which all together get but a part),
 # roughly as H200 and H100 have them.
 FIXED = {"short": 3.5, "filtered": 6.0, "clustered": 5.2, "persistent": 10.5}
-SHORT = 16384
+SHORT = DEFAULT_TUNING.short_max
 SM_BYTES = 50_000.0
 DEVICE_BYTES_OF_AN_SM = 28_000.0
 
