@@ -4,7 +4,8 @@
     python tools/tune.py tools/results/routes.jsonl
 
 Reads the cells of k 1024, normal float32 values, whole aligned rows, without programmatic dependent launch; of a cell
-that was measured several times, the median. Says which route is the fastest where, and by how much.
+that was measured several times, the median. Says which route is the fastest where, and by how much, and how far
+from that plans would be that go by the planner's model of a GPU instead of its times.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from drvtopk.spec import KNOWN_DEVICES
+from drvtopk.measured import Grid, modelled_times
+from drvtopk.spec import DEFAULT_TUNING, KNOWN_DEVICES, DeviceInfo
 from tools.lines import is_plain, read, spelled
 from tools.timing import DRIFT, drift
 
@@ -99,6 +101,19 @@ def fastest(found: Times) -> list[str]:
     return said
 
 
+def modelled(known: DeviceInfo, found: Mapping[str, Grid]) -> list[tuple[float, int, int, str]]:
+    """What plans would lose if this GPU were not measured, the most first: how many times as long as the fastest route
+    takes what the planner's model chooses, at which rows and length, and the route."""
+    losses = []
+    for rows, by_length in found.get("filtered", {}).items():
+        for length in by_length:
+            real = {route: by_rows[rows][length] for route, by_rows in found.items() if length in by_rows.get(rows, {})}
+            guessed = modelled_times(known, rows, length, DEFAULT_TUNING.sms_to_share)
+            chosen = min(guessed.keys() & real.keys(), key=lambda route: guessed[route])
+            losses.append((real[chosen] / min(real.values()), rows, length, chosen))
+    return sorted(losses, reverse=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="JSON lines of tools/bench.py")
@@ -115,6 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.out.write_text(spelled_out(devices))
     for entry in devices:
         print(f"{entry['names'][0]}, {entry['provenance']['date']}", *fastest(entry["times"]), sep="\n")
+        for known in (KNOWN_DEVICES[name] for name in entry["names"] if name in KNOWN_DEVICES):
+            for loss, rows, length, route in modelled(known, entry["times"])[:1]:
+                print(f"not measured, its plans would take up to {loss:.2f}x the fastest ({rows} x {length}: {route})")
         apart = drift([line["control_us"] for line in by_gpu[entry["names"][0]]])
         if apart > DRIFT:
             print(f"NOT COMPARABLE: the control read took {apart:.0%} longer in some cells than in others")

@@ -17,7 +17,6 @@ from drvtopk.measured import measured_times, modelled_times
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
 from drvtopk.spec import (
     CLUSTERS,
-    DEFAULT_TUNING,
     KNOWN_DEVICES,
     NARROW_THREADS,
     ROUTES,
@@ -28,6 +27,7 @@ from drvtopk.spec import (
     Variant,
     min_blocks,
 )
+from tools.tune import modelled
 
 READ = measured.table  # before the fixture that hides what was measured
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
@@ -809,18 +809,9 @@ def test_the_models_choice_is_sane(name: str) -> None:
 
 def test_the_model_chooses_as_was_measured() -> None:
     """Where both are known: what plans lose on a GPU that is like H200 and H100 and was not measured."""
-    losses = []
-    for (name, sms), times in READ().items():
-        device = KNOWN_DEVICES.get(name)
-        if device is None or device.sms != sms or device.max_cluster < 16:
-            continue
-        for rows, line in times["filtered"].items():
-            for length in line:
-                real = {route: grid[rows][length] for route, grid in times.items() if length in grid.get(rows, {})}
-                guessed = modelled_times(device, rows, length, DEFAULT_TUNING.sms_to_share)
-                chosen = min((route for route in guessed if route in real), key=lambda route: guessed[route])
-                losses.append((real[chosen] / min(real.values()), name, rows, length, chosen))
-    assert len(losses) >= 100 and max(losses)[0] < 1.05, sorted(losses)[-5:]
+    for name in ("h200", "h100"):
+        losses = modelled(KNOWN_DEVICES[name], READ()[name, KNOWN_DEVICES[name].sms])
+        assert len(losses) >= 50 and losses[0][0] < 1.05, losses[:5]
 
 
 def test_the_model_has_fewer_choices_where_there_is_less() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from drvtopk.spec import KNOWN_DEVICES
 from tests.cpu.test_results import cell, written
 from tools import tune
 
@@ -45,6 +46,16 @@ def test_times_are_by_route_rows_and_length(tmp_path: Path, capsys: pytest.Captu
     }
     shown = capsys.readouterr().out
     assert shown.startswith("NVIDIA H200, 2026-01-02\n") and "clustered:16 -25%" in shown and "NOT" not in shown
+
+
+def test_what_the_model_would_lose_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand: at 8 x 65536 it takes two blocks a row (no room for 16 at once), which need 8 of the fastest's 6."""
+    tune.main([str(written(tmp_path / "in", *ROUTES)), "--out", str(tmp_path / "measured.json")])
+    said = capsys.readouterr().out
+    assert "not measured, its plans would take up to 1.33x the fastest (8 x 65536: clustered:2)" in said
+    found = tune.modelled(KNOWN_DEVICES["h200"], tune.times(ROUTES))
+    assert [loss[1:] for loss in found] == [(8, 65536, "clustered:2"), (64, 65536, "filtered"), (8, 131072, "filtered")]
+    assert found[1][0] == found[2][0] == 1.0
 
 
 def test_the_file_is_sorted_and_a_changed_time_is_one_changed_line(tmp_path: Path) -> None:
