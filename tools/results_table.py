@@ -221,9 +221,9 @@ def _budgets(measured: Lines) -> list[int | None]:
     return list(dict.fromkeys(line["sm_budget"] for line in measured))
 
 
-# What each file was measured with, where that is not the version it lies beside.
+# What to know of a measurement: what it was of, where not of the version it lies beside, and what ran beside it.
 MEASURED = {
-    "h200.jsonl": "",
+    "h200.jsonl": "A fuzzer ran beside it on another GPU, so the CPU was not idle: see what a call costs the host.",
     "h100.jsonl": "The kernels of commit c6f686c, three small changes earlier.",
 }
 
