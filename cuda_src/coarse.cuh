@@ -75,6 +75,6 @@ __device__ __forceinline__ u32 coarse_round(Interval& in, u32 low, u32 high, u32
   find_coarse<Bins>(words, need, s);
   if (s.count == 0) return 0;
   in.low = low + (Bins - 1 - s.digit << shift);
-  in.high = s.digit == 0 ? ~0u : in.low + ((1u << shift) - 1);
+  in.high = s.digit == 0 ? ~0u : in.low + min((1u << shift) - 1, ~0u - in.low);
   return s.count;
 }

@@ -36,10 +36,16 @@ struct Share {
   }
   // Whether any warp has a load in this place of a batch.
   __device__ __forceinline__ bool there(u32 batch, u32 d) const { return d * (kWarps * batches) + batch < turns; }
-  // Whether all warps have a whole one.
+  // Whether all warps have one that lies wholly before `last`.
   __device__ __forceinline__ bool whole(u32 batch, u32 d) const {
-    return (d * kWarps + kWarps - 1) * batches + batch < full && (!kRowStarts || first == 0 || batch + d > 0);
+    return (d * kWarps + kWarps - 1) * batches + batch < full;
   }
+  // Whether the window begins within a load of this place: the first of the first batch.
+  __device__ __forceinline__ bool cut(u32 batch, u32 d) const {
+    return kRowStarts && first != 0 && batch == 0 && d == 0;
+  }
+  // Whether every element that any warp loads in this batch is one of the row's.
+  __device__ __forceinline__ bool all_of_row(u32 batch) const { return whole(batch, kLoads - 1) && !cut(batch, 0); }
   // Where this thread's load `d` of a batch begins. Which of a turn's stretches is this block's: four bits of a hash (Knuth,
   // TAOCP 3, 6.4) for each of a thread's loads.
   __device__ __forceinline__ u32 position(u32 batch, u32 d) const {
@@ -67,10 +73,10 @@ struct Share {
   }
   // Makes NaN of what is not of the row, once the loads are there: the one value that reaches nothing.
   __device__ __forceinline__ void trim(u32 batch, Loaded<Vec> (&held)[kLoads]) const {
-    if (whole(batch, kLoads - 1)) return;
+    if (all_of_row(batch)) return;
 #pragma unroll
     for (u32 d = 0; d < kLoads; ++d) {
-      if (!whole(batch, d)) {
+      if (!whole(batch, d) || cut(batch, d)) {
         const u32 at = position(batch, d);
 #pragma unroll
         for (u32 v = 0; v < Vec; ++v) {

@@ -6,6 +6,8 @@
 #include "loads.cuh"
 #include "narrow.cuh"
 
+static_assert(kShortMax <= kMostCounted && kMaxCandidates <= kMostCounted, "held keys are counted in 16 bits");
+
 // Reads row[begin, begin + held) into `keys` and counts the opening digit.
 template <int Vec>
 __device__ __forceinline__ void hold(const Row& row, u32 begin, u32 held, u32* keys, u32* bins) {

@@ -13,7 +13,8 @@ struct Gathered {
 
   __device__ __forceinline__ Gathered(u32* rest, u32 candidates, u32 own) : keys(rest), rank(own) {
     constexpr u32 kHalves = kCluster == 1 ? 2 : kCluster == 2 ? 6 : 8;  // halves of `candidates` that all slots take
-    slot = candidates * kHalves / (2 * kCluster) / 4 * 4;               // keys are sent four at a time
+    static_assert(kMaxCandidates * kHalves / 2 <= kMostCounted, "the keys of all lists are counted in 16 bits");
+    slot = candidates * kHalves / (2 * kCluster) / 4 * 4;  // keys are sent four at a time
     indices = keys + slot * kCluster;
   }
   __device__ __forceinline__ u32* own_keys() const { return keys + rank * slot; }
@@ -48,7 +49,7 @@ __device__ __forceinline__ void list_ties(const Share<Vec>& share, u32 batch, co
   u32 hits = 0;
   share.each(batch, held, [&](u32 which, float x) { hits |= (nan ? x != x : x == value) ? 1u << which : 0u; });
   const auto at = [&](u32 which) { return share.position(batch, which / Vec) + which % Vec; };
-  if (nan && !share.whole(batch, Loads - 1)) {  // what is not of the row was made NaN
+  if (nan && !share.all_of_row(batch)) {  // what is not of the row was made NaN
 #pragma unroll 1
     for (u32 rest = hits; rest != 0;) {
       const u32 which = 31 - __clz(rest);

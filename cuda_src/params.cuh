@@ -16,6 +16,7 @@ constexpr u32 kRoundWords = DRVTOPK_ROUND_WORDS;
 constexpr u32 kRounds = DRVTOPK_ROUNDS;
 constexpr u32 kStateLineWords = DRVTOPK_STATE_LINE / 4;
 constexpr u32 kShortMax = DRVTOPK_SHORT_MAX;
+constexpr u32 kMaxCandidates = DRVTOPK_MAX_CANDIDATES;  // that kernels without a group have room for
 constexpr u32 kSamples = DRVTOPK_SAMPLES;
 constexpr u64 kCachedBytes = DRVTOPK_CACHED_BYTES;
 constexpr u32 kRadixThreshold = DRVTOPK_RADIX_THRESHOLD;

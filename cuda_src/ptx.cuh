@@ -206,9 +206,14 @@ __device__ __forceinline__ void mail_send(const uint4* own, u32 rank, uint4 v, u
                "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(remote_address(reinterpret_cast<const u32*>(box), rank))
                : "memory");
 }
-// Many words at once, by the copy engine: a whole number of 16 bytes. Before: whoever wrote them has called
-// mail_written, and a barrier. The other way, word by word, costs the receiver's box an update for each 16 bytes.
+// Orders what this thread wrote to its own block's shared memory before copies that read it;
 __device__ __forceinline__ void mail_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// and what it wrote to any block's before copies that overwrite it.
+__device__ __forceinline__ void mail_room_written() { asm volatile("fence.proxy.async.shared::cluster;" ::: "memory"); }
+// Many words at once, by the copy engine: a whole number of 16 bytes. Before: whoever wrote the source has called
+// mail_written, whoever wrote what lay at the destination mail_room_written, and a barrier. The source is read until the
+// receiver's turn is over, which only the receiver knows: a cluster barrier behind its wait tells the sender. The other
+// way, word by word, costs the receiver's box an update for each 16 bytes.
 __device__ __forceinline__ void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
   asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    remote_address(own, rank)),

@@ -29,7 +29,7 @@ __device__ __forceinline__ void rank_candidates(const u32* keys, const u32* indi
 #pragma unroll
     for (u32 e = 0; e < kTurn; ++e) {
       const u32 mine = base + e * kWarps;
-      key[e] = keys[min(mine, count - 1)], index[e] = indices[min(mine, count - 1)];
+      key[e] = keys[mine], index[e] = indices[mine];  // past `count` whatever lies there, which is not looked at
       ranks[e] = mine < count && wanted(index[e]);
     }
     if (!ranks[0] && !ranks[kTurn - 1]) continue;

@@ -39,6 +39,7 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   if (r < p.groups) {
     ptx::cluster_arrive_relaxed();
   } else {
+    ptx::mail_room_written();  // what earlier rows left where mail of this one comes
     ptx::cluster_arrive();
   }
 #endif
@@ -88,6 +89,12 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
     if (bytes != 0) ptx::mail_copy(lists.own_keys(), to, bytes, &s.mail);
   }
   ptx::mail_wait(&s.mail, met);
+  // Tells the others that this block has what they sent. The last row's lists are not overwritten, so no memory is ordered.
+  if (r + p.groups < p.rows) {
+    ptx::cluster_arrive();
+  } else {
+    ptx::cluster_arrive_relaxed();
+  }
   const uint4 told = lane < kCluster ? s.told[lane] : uint4{0, 0, 0, 0};  // count, ties, pivot, top
   const u32 highest = __reduce_max_sync(0xffffffffu, told.z);
   top = __reduce_max_sync(0xffffffffu, told.w);
@@ -104,15 +111,22 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   const u32 to = 0, part = threadIdx.x, highest = full ? kFull : pivot, ties = own_ties, ties_before = 0, there = own;
   const u32* const from = lists.keys;
 #endif
+  // Until all have what this block sent, it keeps its list, and does not end.
+  const auto leave = [](bool done) {
+#if DRVTOPK_CLUSTER > 1
+    ptx::cluster_wait();
+#endif
+    return done;
+  };
   if (highest == kFull) {
     __syncthreads();  // what was found has been read
-    return false;
+    return leave(false);
   }
   const Listed<kWarpsEach * 32> listed{from, part, there};
   const Counted<kWarpsEach * 32> counted{listed, highest, ties};
   Interval in;
   u32 count = coarse_round<kTellBins<K>>(in, highest, max(top, highest), K, sh.bins, s, counted);
-  if (count == 0) return false;  // fewer than K reach the highest pivot
+  if (count == 0) return leave(false);  // fewer than K reach the highest pivot
   const bool with_ties = ties != 0 && in.contains(highest);
   const u32 few = with_ties ? 0 : kRanked;
   if (count > few && count != s.need) {
@@ -192,5 +206,5 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
         [&](u32 place, u32 id) { out.put(row, first + place, lists.indices[id - own_first]); });
   }
   __syncthreads();  // before the next row's bins
-  return true;
+  return leave(true);
 }

@@ -9,6 +9,8 @@
 #include "held.cuh"
 
 constexpr u32 kHeldWords = kThreads == 512 ? 32 : kRegisters >= 64 ? 16 : 4;  // of each thread's registers
+static_assert(32 * kThreads <= kMostCounted,
+              "a thread's elements are bits of a word; all threads' are counted in 16 bits");
 
 // f(which of the thread's elements, value, counts) for all of them. Those that count are above the lower end of the
 // order: -inf, and NaN where it is the lowest. The others are members only if there are fewer of these than places. No
@@ -27,9 +29,10 @@ __device__ __forceinline__ void for_each_held(u32 last, const Loaded<Vec> (&held
   }
 }
 
-// Bounds are ordered as keys of 32 bits, whatever the logits are; they are never NaN.
+// Bounds are ordered as keys of 32 bits, whatever the logits are; they are never NaN. Zeros of both signs are one bound:
+// they compare equal, and fminf may return either.
 __device__ __forceinline__ u32 key_of_bound(float x) {
-  const int bits = static_cast<int>(__float_as_uint(x));
+  const int bits = static_cast<int>(__float_as_uint(x + 0.0f));
   return static_cast<u32>(bits ^ (bits >> 31 & 0x7fffffff)) ^ 0x80000000u;
 }
 __device__ __forceinline__ float bound_of_key(u32 key) {
@@ -285,7 +288,7 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
       if (threadIdx.x < 32) {  // a sample of them, and of that the one in the place of the one looked for
         float some = 0.0f;
         for_each_held<Vec>(last, held, [&](u32 which, float x, bool) { some = candidates >> which & 1 ? x : some; });
-        const u32 key = candidates != 0 ? key_of_bound(some + 0.0f) : 0u;
+        const u32 key = candidates != 0 ? key_of_bound(some) : 0u;
         const u32 have = max(__popc(__ballot_sync(0xffffffffu, key != 0)), 1);
         const u32 wanted = min(need * have / count, have - 1);
         u32 before = 0;

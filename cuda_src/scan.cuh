@@ -26,9 +26,9 @@ struct alignas(16) Scratch {
 };
 static_assert(sizeof(Scratch) <= DRVTOPK_SCRATCH_BYTES, "spec.SCRATCH_BYTES is too small");
 
-// What an element is that is not lost: a member, or a candidate for the last places. Sums of both fit beside each other,
-// up to 65535.
+// What an element is that is not lost: a member, or a candidate for the last places. Sums of both fit beside each other.
 constexpr u32 kMember = 1u << 16, kCandidate = 1;
+constexpr u32 kMostCounted = kMember - 1;  // of either
 
 // The sum of all threads' numbers. Before: a barrier since the latest sums were read. After: a barrier.
 __device__ __forceinline__ u32 block_sum(u32 own, Scratch& s) {

@@ -226,6 +226,7 @@ def definitions(variant: Variant, arch: str) -> dict[str, int | str]:
         "DRVTOPK_ROUNDS": spec.ROUNDS,
         "DRVTOPK_STATE_LINE": spec.WORKSPACE_ALIGNMENT,
         "DRVTOPK_SHORT_MAX": variant.tuning.short_max,
+        "DRVTOPK_MAX_CANDIDATES": variant.tuning.max_candidates,
         "DRVTOPK_SAMPLES": variant.tuning.samples,
         "DRVTOPK_CACHED_BYTES": variant.tuning.cached_bytes,
         "DRVTOPK_RADIX_THRESHOLD": variant.tuning.radix_threshold,

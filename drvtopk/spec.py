@@ -22,6 +22,7 @@ ORDERS = ("none", "index", "value")
 TIE_BREAKS = ("any", "smallest", "largest")
 NANS = ("lowest", "highest")
 MAX_WIDTH = 2**31 - 1  # indices are int32
+MAX_COUNTED = 2**16 - 1  # keys that half a word counts: held ones, and those of a cluster's lists, up to 4 x candidates
 MAX_ROWS = 2**31 - 1  # one block per row in the filtered route: the limit of a grid's x
 
 THREADS = 1024  # of a block that has an SM to itself, or is one of a large group
@@ -97,18 +98,13 @@ class Tuning:
     """Debug build: after so many looks a waiting block reports what it waits for and ends the launch. 0: no limit."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "short_max",
-            "radix_threshold",
-            "sms_to_share",
-            "cluster_threshold",
-            "min_chunk",
-            "max_candidates",
-            "cached_bytes",
-        ):
+        limits = dict.fromkeys(
+            ("radix_threshold", "sms_to_share", "cluster_threshold", "min_chunk", "cached_bytes"), MAX_WIDTH
+        )
+        for name, most in {**limits, "short_max": MAX_COUNTED, "max_candidates": MAX_COUNTED // 4}.items():
             value = getattr(self, name)
-            if not 1 <= value <= MAX_WIDTH:
-                raise InvalidArgument(name, value, f"1..{MAX_WIDTH}")
+            if not 1 <= value <= most:
+                raise InvalidArgument(name, value, f"1..{most}")
         if not 32 <= self.samples <= 1 << 16 or self.samples & (self.samples - 1):
             raise InvalidArgument("samples", self.samples, "a power of two in 32..65536")
         if not 0 <= self.wait_limit <= MAX_WIDTH:

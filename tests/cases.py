@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
@@ -16,6 +17,7 @@ from drvtopk.spec import (
     CLUSTERS,
     DEFAULT_TUNING,
     DTYPES,
+    MAX_COUNTED,
     NANS,
     ORDERS,
     PLAIN,
@@ -209,7 +211,8 @@ def draw_kind(seed: int, number: int, *, small: bool = False) -> Kind:
     k = int(random.choice([k for k in KS if k <= 300] if small else KS))
     tuning = SMALL if small or random.random() < 0.5 else DEFAULT_TUNING
     if route == "clustered" and tuning == SMALL:  # which takes no less than k; with that little a guess mostly fails
-        tuning = replace(SMALL, max_candidates=max(SMALL.max_candidates, k * int(random.choice([1, 2, 4]))))
+        room = min(k * int(random.choice([1, 2, 4])), MAX_COUNTED // 4)
+        tuning = replace(SMALL, max_candidates=max(SMALL.max_candidates, room))
     return Kind(
         route=route,
         k=k,
@@ -261,14 +264,14 @@ def _page_table(random: np.random.Generator, rows: int, width: int, options: Opt
     return table, page_size
 
 
-def draw(seed: int, number: int, kinds: int, *, small: bool = False) -> Case:
-    """Case `number` of a seed, of one of the first `kinds` kinds."""
+def draw(seed: int, number: int, kinds: int, *, small: bool = False, inputs: Sequence[str] = tuple(INPUTS)) -> Case:
+    """Case `number` of a seed, of one of the first `kinds` kinds, its rows of some of these `inputs`."""
     random = np.random.default_rng([seed, 2, number])
     kind = draw_kind(seed, int(random.integers(kinds)), small=small)
     options, k = kind.options, kind.k
     rows, width = _shape(random, kind, small)
-    names = tuple(str(name) for name in random.choice(list(INPUTS), min(rows, 5)))
-    logits = np.concatenate([make(name, 1, width, seed=int(random.integers(2**31))) for name in names])
+    names = tuple(str(name) for name in random.choice(list(inputs), min(rows, 5)))
+    logits = np.concatenate([make(name, 1, width, seed=int(random.integers(2**31)), k=k) for name in names])
     if rows > len(logits):  # more rows are these again, each from another place on
         logits = np.stack([np.roll(logits[row % len(logits)], row * 7) for row in range(rows)])
     starts = table = None

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from drvtopk.reference import narrowed, ordered_keys, row_windows, widened
+
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[Any]
 Make = Callable[[np.random.Generator, int], Floats]
 
 
@@ -100,6 +105,25 @@ def _zeros_at_the_threshold(random: np.random.Generator, n: int) -> Floats:
     return row
 
 
+_SCALES = np.array([np.inf, 3.4028235e38, 1.7e38, 8.6e37, 1e30, 1, 1e-38, 3e-42, 1e-45, 0, np.nan], np.float32)
+
+
+def scale_mix(random: np.random.Generator, n: int, k: int) -> Floats:
+    """A base of one sign and scale, and one to four groups of 1 to 2k + 2 elements of any other: log-probabilities with
+    forced tokens, masks, attention sinks. The k largest end within a group, between two, or in the base."""
+    spread, away = ((0, 1), (1, 0), (1, 4), (3, 10), (1e-3, 1))[random.integers(5)]
+    scale = random.choice(np.array([1e37, 1e30, 1, 1, 1, 1e-3, 1e-39, 0]))
+    base = (np.abs(random.standard_normal(n)) * spread + away) * scale * random.choice([-1, 1])
+    row: Floats = base.astype(np.float32)
+    for _ in range(random.integers(1, 5)):
+        count = int(random.choice(np.array([1, 2, k - 1, k, k + 1, random.integers(1, 2 * k + 3)])))
+        where = random.choice(n, min(max(count, 1), n), replace=False)
+        row[where] = random.choice(_SCALES) * random.choice(np.array([-1, 1], np.float32))
+        if random.random() < 0.3:  # not quite equal
+            row.view(np.uint32)[where] ^= random.integers(0, 4, len(where), dtype=np.uint32)
+    return row
+
+
 INPUTS: dict[str, Make] = {
     "normal": lambda r, n: r.standard_normal(n).astype(np.float32),
     "uniform": lambda r, n: r.random(n, np.float32),
@@ -132,16 +156,42 @@ INPUTS: dict[str, Make] = {
     "zeros_at_the_threshold": _zeros_at_the_threshold,
     "steps_up": lambda r, n: np.sort(r.integers(0, 12, n)).astype(np.float32),
     "steps_down": lambda r, n: -np.sort(r.integers(0, 12, n)).astype(np.float32),
+    "scale_mixes": lambda r, n: scale_mix(r, n, int(2 ** r.uniform(0, 11))),
     "any_bits": lambda r, n: r.integers(0, 2**32, n, dtype=np.uint32).view(np.float32),
 }
 
 
-def make(name: str, rows: int, width: int, *, seed: int = 0) -> Floats:
-    """float32 (rows, width) of one kind, the same for the same seed."""
+def make(name: str, rows: int, width: int, *, seed: int = 0, k: int | None = None) -> Floats:
+    """float32 (rows, width) of one kind, the same for the same seed; scale mixes for this `k` where it is given."""
     random = np.random.default_rng([seed, *name.encode()])
+    if name == "scale_mixes" and k is not None and rows and width:
+        return np.stack([scale_mix(random, width, k) for _ in range(rows)])
     with np.errstate(invalid="ignore"):
         return (
             np.stack([INPUTS[name](random, width) for _ in range(rows)])
             if rows and width
             else np.empty((rows, width), np.float32)
         )
+
+
+def canaries(n: int) -> Floats:
+    """What no kernel may look at, such that one that does selects it: +inf, and NaN where that is the highest."""
+    return np.resize(np.array([np.inf, np.nan], np.float32), n)
+
+
+def surround(x: Array, k: int, lengths: Ints | None, row_starts: Ints | None, dtype: str, *, seed: int = 0) -> Array:
+    """Rows of `dtype` with the same windows, and telling elements just before and behind each: +inf, NaN, or the
+    window's own values about its k-th largest."""
+    if lengths is None and row_starts is None:
+        return x
+    random = np.random.default_rng(seed)
+    x = x.copy()
+    special = narrowed(np.array([np.inf, np.nan, -np.nan], np.float32), dtype).view(x.dtype)
+    for row, (first, n) in zip(x, row_windows(x.shape[0], x.shape[1], lengths, row_starts), strict=True):
+        window = row[first : first + n]
+        keys = ordered_keys(widened(window, dtype))
+        best = window[np.argpartition(keys, max(n - k, 0))[max(n - k, 0) :][:1]] if n else window
+        telling = np.concatenate([best, special])
+        for beside in (row[max(first - 8, 0) : first], row[first + n : first + n + 8]):
+            beside[:] = random.choice(telling) if random.random() < 0.5 else random.choice(telling, len(beside))
+    return x

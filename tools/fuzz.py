@@ -2,6 +2,7 @@
 
     python tools/fuzz.py --seconds 600 --seed 1 --on gpu
     python tools/fuzz.py --seconds 60 --seed 1 --on cpu            # the kernels in the CPU harness: schedules, races
+    python tools/fuzz.py --seconds 600 --seed 1 --on gpu --inputs scale_mixes
     python tools/fuzz.py --seed 1 --on gpu --case 4711             # one of them again
 
 Shapes, options, layouts, distributions, lengths, windows, page tables, leftovers in workspace and output, hints,
@@ -34,6 +35,7 @@ import drvtopk
 from drvtopk.errors import PlanError
 from drvtopk.plan import Plan
 from tests.cases import Case, draw
+from tests.inputs import INPUTS
 
 JOBS = {"gpu": 8, "cpu": os.cpu_count() or 1}
 # Seconds of silence after which a case counts as hung, compiling included. In the harness each launch has a limit of
@@ -128,7 +130,9 @@ def on_cpu() -> Runner:
     return run
 
 
-def work(pipe: Connection, on: str, seed: int, first: int, step: int, until: float, small: bool) -> None:
+def work(
+    pipe: Connection, on: str, seed: int, first: int, step: int, until: float, small: bool, inputs: tuple[str, ...]
+) -> None:
     """Cases first, first + step, ...; says which one is under way, and ends with counts or with what is wrong."""
     counts: Counter[str] = Counter()
     number = first
@@ -139,7 +143,7 @@ def work(pipe: Connection, on: str, seed: int, first: int, step: int, until: flo
         run = on_gpu() if on == "gpu" else on_cpu()
         while time.monotonic() < until or number == first:
             pipe.send(number)
-            case = draw(seed, number, kinds_for(number, on), small=small)
+            case = draw(seed, number, kinds_for(number, on), small=small, inputs=inputs)
             try:
                 wrong, plan = run(number, case)
             except Exception as error:
@@ -181,11 +185,21 @@ def one_line(text: str) -> str:
     return " ".join(text.split())[:1500]
 
 
-def repeat(on: str, seed: int, case: int, small: bool) -> str:
-    return f"python tools/fuzz.py --on {on} --seed {seed} --case {case}" + (" --small" if small else "")
+def repeat(on: str, seed: int, case: int, small: bool, inputs: tuple[str, ...]) -> str:
+    words = ["python tools/fuzz.py --on", on, "--seed", str(seed), "--case", str(case), *["--small"] * small]
+    return " ".join(words if inputs == tuple(INPUTS) else [*words, "--inputs", *inputs])
 
 
-def fuzz(on: str, seed: int, seconds: float, jobs: int, case: int | None, small: bool, patience: float) -> int:
+def fuzz(
+    on: str,
+    seed: int,
+    seconds: float,
+    jobs: int,
+    case: int | None,
+    small: bool,
+    patience: float,
+    inputs: tuple[str, ...] = tuple(INPUTS),
+) -> int:
     """Several processes, each with cases of its own, watched by this one. Returns the exit code."""
     context = mp.get_context("spawn")
     began = time.monotonic()
@@ -196,7 +210,7 @@ def fuzz(on: str, seed: int, seconds: float, jobs: int, case: int | None, small:
     for job in range(1 if case is not None else jobs):
         ours, theirs = context.Pipe()
         first, step = (job, jobs) if case is None else (case, 0)
-        given = (theirs, on, seed, first, step, began + seconds, short)
+        given = (theirs, on, seed, first, step, began + seconds, short, inputs)
         process = context.Process(target=work, args=given, daemon=True)
         process.start()
         theirs.close()
@@ -229,7 +243,7 @@ def fuzz(on: str, seed: int, seconds: float, jobs: int, case: int | None, small:
         print("; ".join(f"{name}: {number}" for name, number in sorted(total.items()) if name != "cases"))
         return 0
     print(f"case {failure[0]}: {one_line(failure[1])}")
-    print(repeat(on, seed, failure[0], small), flush=True)
+    print(repeat(on, seed, failure[0], small, inputs), flush=True)
     for process in running:
         process.kill()
     for process in running:
@@ -254,6 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--patience", type=float, metavar="N", help="seconds until a case counts as hung (default: 60 on a GPU, 240)"
     )
+    parser.add_argument(
+        "--inputs", nargs="+", choices=INPUTS, default=list(INPUTS), metavar="NAME", help="named inputs (default: all)"
+    )
     asked = parser.parse_args(argv)
     for name in ("seed", "case"):
         if (getattr(asked, name) or 0) < 0:
@@ -266,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = int(time.time()) if asked.seed is None else asked.seed
     print(f"seed {seed}", flush=True)
     patience = PATIENCE[asked.on] if asked.patience is None else asked.patience
-    return fuzz(asked.on, seed, asked.seconds, asked.jobs or JOBS[asked.on], asked.case, asked.small, patience)
+    jobs, inputs = asked.jobs or JOBS[asked.on], tuple(asked.inputs)
+    return fuzz(asked.on, seed, asked.seconds, jobs, asked.case, asked.small, patience, inputs)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ def test_every_shared_number_goes_in() -> None:
         "DRVTOPK_ROUNDS": spec.ROUNDS,
         "DRVTOPK_STATE_LINE": spec.WORKSPACE_ALIGNMENT,
         "DRVTOPK_SHORT_MAX": 64,
+        "DRVTOPK_MAX_CANDIDATES": 8192,
         "DRVTOPK_SAMPLES": 2048,
         "DRVTOPK_CACHED_BYTES": 48 << 20,
         "DRVTOPK_RADIX_THRESHOLD": 128,

@@ -24,12 +24,12 @@ from drvtopk.engine import Engine, Prepared
 from drvtopk.plan import Problem
 from drvtopk.reference import Selected, faults, narrowed
 from drvtopk.spec import PLAIN, ROUTES, Options, Variant, align
+from tests.inputs import canaries, surround
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[Any]
 
-CANARY = np.float32(3e38)  # behind every row: a kernel that looks there selects it
 POISON = 0x7B
 GUARD = 256  # bytes behind a workspace and an output
 INSTANTIATIONS = [(route, k, vec) for route in ROUTES for k in (512, 1024, 2048) for vec in (1, 2, 4)]
@@ -167,7 +167,9 @@ class Gpu:
         if vec is not None:
             offset, stride = layout(width, vec)
         step = width if stride is None else stride
-        flat = narrowed(np.full(offset + max(rows - 1, 0) * step + width + 8, CANARY, np.float32), options.dtype)
+        flat = narrowed(canaries(offset + max(rows - 1, 0) * step + width + 8), options.dtype)
+        if step >= width:
+            x = surround(x, k, lengths, row_starts, options.dtype, seed=rows)
         for row in range(rows):
             flat[offset + row * step : offset + row * step + width] = x[row].view(flat.dtype)
         if prepared is None:

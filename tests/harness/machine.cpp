@@ -82,6 +82,7 @@ struct Fiber {
   u32 saw;
   u32 arrivals, waits;  // at cluster barriers
   u32 mails;            // turns of mail that it has waited for
+  u32 fences;           // of its writes, before the copy engine
   bool begun;           // it knows that the launch before this one has ended
   Learnt learnt;
 };
@@ -100,12 +101,27 @@ struct Warp {
   u32 arrivals, waited;  // which one that was
 };
 
+// Of words of one block's shared memory to the same place in that of block `rank`. Until it is over, its source is read.
+struct Copy {
+  struct Block* from;
+  std::size_t word, words;
+  u32 rank;
+};
+
 // Where the other blocks of a cluster send to one.
 struct Mailbox {
-  const u64* box = nullptr;          // null: not opened
-  u32 senders = 0, announced = 0;    // of this turn
-  long long missing = 0;             // bytes that were announced and have not come, or the other way round
-  u32 turns = 0;                     // that are over
+  const u64* box = nullptr;        // null: not opened
+  u32 senders = 0, announced = 0;  // of this turn
+  long long missing = 0;           // bytes that were announced and have not come, or the other way round
+  u32 turns = 0;                   // that are over
+  std::vector<Copy> came;          // in this turn: who waits for it has read their sources
+};
+
+// The latest write of a word that was not a copy. The copy engine may see what lay there before, and what it writes may be
+// overwritten by it, until the writer's next fence.
+struct Written {
+  u32 block, thread, fences;
+  bool there = false;
 };
 
 struct Block {
@@ -125,8 +141,11 @@ struct Block {
   ClusterRaces::Touch reached{};  // the last access from another block, by the cluster barrier that releases it
   bool was_reached = false;
   Mailbox mail;
-  u32 mails = 0;  // turns of mail that some thread had waited for at the last barrier
-  View view;  // of the workspace, at the last barrier
+  u32 mails = 0;                 // turns of mail that some thread had waited for at the last barrier
+  u32 unread = 0;                // copies that it sent and their receivers have not waited for
+  u32 heard = 0;                 // the cluster barrier behind which it knows that the others have been waited for
+  std::vector<Written> written;  // by words of its shared memory
+  View view;                     // of the workspace, at the last barrier
   unsigned char* stacks = nullptr;
 };
 
@@ -139,8 +158,11 @@ struct Cluster {
 };
 std::vector<Cluster> clusters;  // of request.cluster slots each
 std::vector<Block> slots;
-Block* block;  // the running one
-u32 self;      // the running thread of it
+Block* block;              // the running one
+std::vector<Copy> copies;  // under way
+u32 pace;                  // turns of blocks for each copy that is completed, about
+u64 bytes_read;            // of logits
+u32 self;                  // the running thread of it
 Context scheduler;
 // What a launch gives back: the first k elements of each row may be written once, as a whole.
 struct Output {
@@ -224,13 +246,22 @@ void check_nobody_reaches() {
     fail(kFault, "block %u ends after %u cluster barriers, but block %u %s reaches it after %u", block->index, last,
          block->reached.block, thread_name(block->reached.thread).c_str(), block->reached.arrivals);
   if (block->mail.announced || block->mail.missing) fail(kFault, "block %u ends while mail is under way", block->index);
+  if (block->unread || block->heard > last)
+    fail(kFault, "block %u ends after %u cluster barriers and does not know that what it sent was read", block->index,
+         last);
 }
 
 void fiber_entry() {
   run_kernel(&params);
   idle = 0;
   if (clustered()) {
-    if (block->exited + 1 == kThreads) check_nobody_reaches();
+    if (block->exited + 1 == kThreads) {
+      check_nobody_reaches();
+      for (const Copy& copy : copies) {
+        if (copy.from == block)
+          fail(kFault, "block %u ends while its memory is copied to rank %u", block->index, copy.rank);
+      }
+    }
     fall_behind(kThreads / 2);
   }
   block->fibers[self].state = kExited;
@@ -243,8 +274,8 @@ void begin(Block& b, u32 index) {
   b.waiting = b.exited = b.interval = b.stall = 0;
   b.shared.assign(request.smem_bytes + kGuard, 0xA5);
   b.races.reset(request.smem_bytes);
-  if (clustered()) b.cluster_races.reset(request.smem_bytes);
-  b.acquired = b.mails = 0, b.was_reached = false;
+  if (clustered()) b.cluster_races.reset(request.smem_bytes), b.written.assign(request.smem_bytes / 4, {});
+  b.acquired = b.mails = b.unread = b.heard = 0, b.was_reached = false;
   b.mail = {};
   b.relaxed.clear();
   b.view.assign(memory->size(), 0);
@@ -258,7 +289,7 @@ void begin(Block& b, u32 index) {
   for (Warp& warp : b.warps) warp.arrived = warp.turn = warp.arrivals = warp.waited = 0;
   for (u32 t = 0; t < kThreads; ++t) {
     b.fibers[t].state = kReady, b.fibers[t].paused = false, b.fibers[t].looked_at = -1;
-    b.fibers[t].arrivals = b.fibers[t].waits = b.fibers[t].mails = 0;
+    b.fibers[t].arrivals = b.fibers[t].waits = b.fibers[t].mails = b.fibers[t].fences = 0;
     b.fibers[t].begun = !request.pdl;
     b.fibers[t].learnt.clear();
     b.fibers[t].context.begin(b.stacks + t * kStack, kStack, fiber_entry);
@@ -306,6 +337,13 @@ void touch_word(Block& owner, std::size_t word, Access access, u32 mail = 0) {
   };
   if (word >= owner.races.words()) complain(", past the end");
   if (owner.races.unwritten(word, access)) complain(", which nobody wrote");
+  if (access != Access::kRead) {
+    for (const Copy& copy : copies) {
+      if (copy.from == &owner && word - copy.word < copy.words)
+        complain(" while it is copied to rank " + std::to_string(copy.rank));
+    }
+    if (clustered() && mail == 0) owner.written[word] = {block->index, self, block->fibers[self].fences, true};
+  }
   if (!clustered()) {
     const u32 rival = owner.races.rival(word, access, self, block->interval);
     if (rival != Races::kNobody) race(rival);
@@ -399,6 +437,7 @@ void check_logits(const void* from, unsigned bytes) {
   const u64 n = there && params.lengths ? clamped(params.lengths, params.width - start) : params.width - start;
   // Before a window only what lies in the same load may be read, also an element at a time.
   const u64 count = bytes / request.item_bytes, vec = request.vec;
+  bytes_read += bytes;
   if (!there || column < start / vec * vec || column + count > start + n ||
       reinterpret_cast<std::uintptr_t>(from) % bytes)
     fail(kFault, "block %u thread %u reads %u bytes at column %llu of row %llu, which is %llu from %llu on",
@@ -575,7 +614,7 @@ u32* reach(const u32* own, u32 rank, Access access, bool mail = false) {
   return reinterpret_cast<u32*>(there.shared.data()) + word;
 }
 
-// The mailbox of block `rank`, which is to be open.
+// The box of block `rank` that lies where `box` does in this block, and is to be open.
 Mailbox& mailbox(const u64* box, u32 rank) {
   fall_behind(1024);
   yield();
@@ -604,6 +643,18 @@ void end_turn(Mailbox& mail, u32 rank) {
 
 }  // namespace
 
+// One of the copies under way is over.
+void complete(u32 which) {
+  const Copy copy = copies[which];
+  copies.erase(copies.begin() + which);
+  block = copy.from;  // whose cluster it is
+  Block& there = cluster_blocks(*block)[copy.rank];
+  std::memcpy(there.shared.data() + 4 * copy.word, block->shared.data() + 4 * copy.word, 4 * copy.words);
+  there.mail.missing -= static_cast<long long>(4 * copy.words);
+  there.mail.came.push_back(copy);
+  end_turn(there.mail, copy.rank);
+}
+
 void mail_open(u64* box, u32 senders) {
   if (block->mail.box) fail(kFault, "block %u thread %u opens its mail again", block->index, self);
   block->mail.box = box, block->mail.senders = senders;
@@ -623,24 +674,53 @@ void mail_send(const uint4* own, u32 rank, uint4 v, u64* box) {
   mail.missing -= 16;
   end_turn(mail, rank);
 }
+void mail_written() { ++block->fibers[self].fences; }
 void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
-  Mailbox& mail = mailbox(box, rank);
+  mailbox(box, rank);
   if (bytes == 0 || bytes % 16 || reinterpret_cast<std::uintptr_t>(own) % 16)
-    fail(kFault, "block %u thread %u copies %u bytes, which is no whole number of 16, or not from one", block->index, self,
-         bytes);
-  for (u32 i = 0; i < bytes / 4; ++i) *reach(own + i, rank, Access::kWrite, true) = own[i];
-  mail.missing -= bytes;
-  end_turn(mail, rank);
+    fail(kFault, "block %u thread %u copies %u bytes, which is no whole number of 16, or not from one", block->index,
+         self, bytes);
+  const std::size_t first =
+      (reinterpret_cast<std::uintptr_t>(own) - reinterpret_cast<std::uintptr_t>(block->shared.data())) / 4;
+  Block& there = cluster_blocks(*block)[rank];
+  const auto check_fenced = [&](Block& owner, std::size_t word, const char* verb) {
+    if (!kWatched || word >= owner.written.size()) return;
+    const Written& w = owner.written[word];
+    if (w.there && cluster_blocks(*block)[w.block % request.cluster].fibers[w.thread].fences == w.fences)
+      fail(kFault,
+           "block %u thread %u copies %s shared %zu of rank %u, which block %u thread %u wrote with no fence since",
+           block->index, self, verb, word, owner.index % request.cluster, w.block, w.thread);
+  };
+  for (std::size_t word = first; word < first + bytes / 4; ++word) {
+    check_fenced(*block, word, "from");
+    if (kWatched && block->races.written(word))
+      touch_word(*block, word, Access::kRead);  // what pads the last 16 bytes need not be
+    check_fenced(there, word, "onto");
+    reach(own + (word - first), rank, Access::kWrite, true);
+    if (kWatched) there.written[word].there = false;
+  }
+  copies.push_back({block, first, bytes / 4, rank});
+  ++block->unread;
 }
 void mail_wait(u64* box, u32 turn, const char* file, int line) {
   idle = 0;
   yield();
-  const Mailbox& mail = block->mail;
+  Mailbox& mail = block->mail;
   if (mail.box != box) fail(kFault, "block %u thread %u waits for mail where no box is open", block->index, self);
   if (mail.turns != turn && mail.turns != turn + 1)
     fail(kFault, "block %u thread %u waits for turn %u of its mail in turn %u", block->index, self, turn, mail.turns);
   while (mail.turns == turn) wait(kMail, file, line);
   block->fibers[self].mails = turn + 1;
+  // Who has what came has read it where its sender keeps it, which is known to who meets this thread later.
+  const ClusterRaces::Touch now{block->index, self, block->interval, block->fibers[self].arrivals, Access::kRead};
+  for (const Copy& copy : mail.came) {
+    if (copy.from->exited == kThreads) fail(kFault, "block %u has mail of a block that has ended", block->index);
+    --copy.from->unread;
+    copy.from->heard = std::max(copy.from->heard, now.arrivals + 1);  // ending orders no memory: it need not release
+    for (std::size_t word = copy.word; kWatched && word < copy.word + copy.words; ++word)
+      copy.from->cluster_races.note(word, now);
+  }
+  mail.came.clear();
   fall_behind(kThreads);
   yield();
 }
@@ -725,10 +805,16 @@ void simulate() {
   const u32 size = request.cluster;
   slots.resize(std::min(request.slots, request.grid) / size * size);
   clusters.resize(slots.size() / size);
+  static const u32 kPaces[] = {2, 60, 1500};
+  pace = kPaces[choice.below(3)];
   std::vector<u32> left(request.grid / size);  // clusters that have not started
   for (u32 c = 0; c < left.size(); ++c) left[c] = c;
   if (slots.empty()) fail(kDeadlock, "no cluster of %u blocks fits into %u slots", size, request.slots);
   while (finished < request.grid) {
+    if (!copies.empty()) {
+      idle = 0;
+      if (choice.below(pace) == 0) ptx::complete(choice.below(static_cast<u32>(copies.size())));
+    }
     Block& b = slots[choice.below(static_cast<u32>(slots.size()))];
     if (!b.resident) {
       Block* const first = cluster_blocks(b);  // all blocks of a cluster start at once
@@ -802,5 +888,6 @@ int main() {
   for (const auto* result : {&outputs[0].bytes, &outputs[1].bytes, &workspace}) {
     if (!result->empty()) std::fwrite(result->data(), 1, result->size(), stdout);
   }
+  std::fwrite(&bytes_read, sizeof bytes_read, 1, stdout);
   return kDone;
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from drvtopk.source import kernel_sources
+from tests.harness import guards
 from tests.harness.scenario import Scenario, telling_cluster, telling_gather, telling_registers, telling_scenario
 
 _FOUND = (
@@ -25,6 +26,7 @@ _FOUND = (
     (re.compile(r"(?<= )cluster_barrier\(\);"), ";", "no cluster barrier"),
     (re.compile(r"cluster_arrive\(\);"), "cluster_arrive_relaxed();", "relaxed arrival"),
     (re.compile(r"ptx::cluster_wait\(\);"), "", "no wait for the cluster"),
+    (re.compile(r"ptx::mail_(room_)?written\(\);"), "", "no fence before the copy engine"),
 )
 
 
@@ -171,6 +173,8 @@ _BY_HAND = (
     ("own_pivot.cuh", "if (s.count == 0) return kLowestNumber;", "", "a pivot where there are too few groups"),
     ("clustered.cu", "row / p.groups % kCluster == rank", "true", "every block of a cluster takes the row"),
     ("row_gather.cuh", "if (r < p.groups) {", "if (true) {", "relaxed where something was touched"),
+    ("row_gather.cuh", "r + p.groups < p.rows", "r + 2 * p.groups < p.rows", "relaxed before the last row"),
+    ("row_gather.cuh", "if (r + p.groups < p.rows) {", "if (false) {", "relaxed where a list is overwritten"),
     ("lists.cuh", "hits != 0 && place < room;", "hits != 0;", "listed behind what there is room for"),
     (
         "row_gather.cuh",
@@ -217,6 +221,64 @@ _BY_HAND = (
 )
 
 
+# Guards that only rows made for them need: (file, the text, what stands there instead, scenarios that show it).
+_GUARDS: tuple[tuple[str, str, str, Callable[[int], Scenario]], ...] = (
+    ("row_gather.cuh", "max(pivot + 1, kLowestNumber)", "pivot + 1", guards.first_batch_without_numbers),
+    ("row_gather.cuh", "in.contains(key) && key != 0", "in.contains(key)", guards.first_batch_without_numbers),
+    ("own_pivot.cuh", "most[g] + 0.0f", "most[g]", guards.negative_zeros_first),
+    ("own_pivot.cuh", "if (bounds.low > bounds.high) return bounds.high;", "", guards.first_batch_without_numbers),
+    (
+        "scan.cuh",
+        "if (threadIdx.x == kThreads - 1 && before + own < need) s.count = 0;",
+        "",
+        guards.too_few_groups,
+    ),
+    ("row_cluster.cuh", "max(stretch.first, listed)", "listed", guards.short_last_part),
+    ("row_alone.cuh", "p.candidates >= kLeastCandidates && ", "", guards.little_room),
+    ("rank.cuh", "kTies ? Threshold::rank(0) : ~0u", "0u", guards.few_nans_fill_the_places),
+    ("held.cuh", "ranks = s.count <= kRanked;", "ranks = true;", guards.crowded_bin),
+    (
+        "finish.cuh",
+        "static_cast<i64>(page) * page_size",
+        "static_cast<i64>(static_cast<u32>(page) * page_size)",
+        guards.pages_past_31_bits,
+    ),
+    ("finish.cuh", "page < 0 ?", "false ?", guards.pages_past_31_bits),
+    ("row_pass.cuh", "if (queued > list.room && threadIdx.x == 0)", "if (false)", guards.misled_by_samples),
+    ("deal.cuh", "!cut(batch, 0)", "true", guards.windows_that_cut_the_first_load),
+    ("deal.cuh", " || cut(batch, d)", "", guards.windows_that_cut_the_first_load),
+    ("row_registers.cuh", "__float_as_uint(x + 0.0f)", "__float_as_uint(x)", guards.zeros_among_tiny),
+    ("row_registers.cuh", "max(s.pivot, bounds.low)", "s.pivot", guards.no_sample_in_the_first_warp),
+)
+# Clamps that no result needs: what is beyond them is not looked at, or only a guess gets worse.
+_HARMLESS = {
+    ("held.cuh", "min(base + d * kThreads + threadIdx.x, held - 1)"),
+    ("loads.cuh", "min(last - at, static_cast<u32>(Vec))"),
+    ("own_pivot.cuh", "min(kThreads, (share.last / Vec + kCluster - 1) / kCluster)"),
+    ("row_cluster.cuh", "min(s.tie_count, s.need)"),
+    ("row_cluster.cuh", "min(s.gathered_ties, static_cast<u32>(K))"),
+    ("row_group.cuh", "min(s.tie_count, s.need)"),
+    ("row_pass.cuh", "min(low + 2.25f, (low + high) * 0.5f)"),
+    ("row_pass.cuh", "min(static_cast<u32>(root * root) + 1u, samples)"),
+    ("row_pass.cuh", "min(s.gathered_ties, static_cast<u32>(K))"),
+    ("row_registers.cuh", "min(last - at, static_cast<u32>(Vec))"),
+    ("row_registers.cuh", "min(need * have / count, have - 1)"),
+}
+_CLAMP = re.compile(r"(?<!low = )(?<![\w:])min\(")  # not a running minimum
+
+
+def _clamps(text: str) -> Iterator[tuple[int, int, str]]:
+    """(begin, end, what stands there without it) of each min(value, bound)."""
+    for match in _CLAMP.finditer(text):
+        depth, at, comma = 1, match.end(), 0
+        while depth:
+            depth += (text[at] == "(") - (text[at] == ")")
+            if depth == 1 and text[at] == "," and not comma:
+                comma = at
+            at += 1
+        yield match.start(), at, text[match.end() : comma]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutation:
     """One change of one file."""
@@ -232,28 +294,36 @@ def mutations() -> Iterator[Mutation]:
     """Every mutation of the sources as they are now. ValueError if one of those written by hand fits no more."""
     sources = {name: data.decode() for name, data in kernel_sources().items()}
 
-    def changed(file: str, start: int, end: int, by: str, what: str) -> Mutation:
+    def changed(
+        file: str, start: int, end: int, by: str, what: str, telling: Callable[[int], Scenario] | None = None
+    ) -> Mutation:
         text = sources[file]
         line = text.count("\n", 0, start + (text[start] == "\n")) + 1
         new = {name: data.encode() for name, data in sources.items()}
         new[file] = (text[:start] + by + text[end:]).encode()
-        return Mutation(name=f"{file}:{line} {what}", sources=new, telling=_TELLING.get(file, telling_scenario))
+        telling = telling or _TELLING.get(file, telling_scenario)
+        return Mutation(name=f"{file}:{line} {what}", sources=new, telling=telling)
+
+    def place(file: str, text: str) -> tuple[int, int]:
+        if sources[file].count(text) != 1:
+            raise ValueError(f"{file} does not hold {text!r} once: change the list of mutations with it")
+        start = sources[file].index(text)
+        return start, start + len(text)
 
     for file in _FILES:
         for pattern, by, what in _FOUND:
             for match in pattern.finditer(sources[file]):
                 yield changed(file, match.start(), match.end(), by, what)
     for file, text, by, what in _BY_HAND:
-        if sources[file].count(text) != 1:
-            raise ValueError(f"{file} does not hold {text!r} once: change the list of mutations with it")
-        start = sources[file].index(text)
-        yield changed(file, start, start + len(text), by, what)
+        yield changed(file, *place(file, text), by, what)
+    for file, text, by, telling in _GUARDS:
+        yield changed(file, *place(file, text), by, telling.__name__, telling)
 
 
 def caught(mutation: Mutation, schedules: int = 80) -> str:
     """What the first schedule that notices the mutation says of it; nothing if none of them does."""
     for seed in range(schedules):
-        complaint = mutation.telling(seed).complaint(sources=mutation.sources)
+        complaint = mutation.telling(seed).complaint(sources=mutation.sources, timeout=20)
         if complaint:
             return f"schedule {seed}: {complaint}"
     return ""

@@ -22,6 +22,7 @@ from drvtopk.plan import Plan
 from drvtopk.reference import narrowed
 from drvtopk.source import kernel_sources
 from drvtopk.spec import INDEX_DTYPES, Variant
+from tests.inputs import canaries, surround
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -50,6 +51,8 @@ class Run:
     """(rows, k) of the logits' words where the plan asks for values; empty otherwise."""
     workspace: Words
     """What the launch left there; empty unless done."""
+    bytes_read: int
+    """Of logits, by all loads of all threads; zero unless done."""
     report: str
 
 
@@ -118,15 +121,17 @@ def simulate(
     """One launch of `plan` on logits (rows, width), its rows `plan.stride` apart, on a GPU of `slots` resident blocks.
 
     `workspace` (uint32, plan.workspace_bytes long; zeros unless given) is what the launch finds there. The same seed
-    makes the same run. Rows stand `offset` elements past an aligned address, with canaries between and before them;
+    makes the same run. Rows stand `offset` elements past an aligned address, with canaries between and before them, and
+    just before and behind their windows too;
     those of the output are `out_stride` elements apart (k unless given), and those of the values `values_stride`.
     """
     rows, width = logits.shape
     if not rows:
-        return Run(status="done", out=_NOTHING, values=_NOTHING, workspace=np.empty(0, np.uint32), report="")
+        return _ended("done")
     options = plan.options
-    flat = np.full(offset + (rows - 1) * plan.stride + width, np.inf, np.float32)
-    flat = narrowed(flat, options.dtype)
+    if plan.stride >= width:
+        logits = surround(logits, plan.k, lengths, row_starts, options.dtype, seed=seed)
+    flat = narrowed(canaries(offset + (rows - 1) * plan.stride + width), options.dtype)
     for row in range(rows):
         flat[offset + row * plan.stride :][:width] = logits[row].view(flat.dtype)
     integers = [b"" if a is None else np.ascontiguousarray(a, np.int32).tobytes() for a in (lengths, row_starts)]
@@ -178,17 +183,27 @@ def simulate(
     try:
         done = subprocess.run([program], input=b"".join([header, *body]), capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Run(status="timeout", out=_NOTHING, values=_NOTHING, workspace=np.empty(0, np.uint32), report="")
+        return _ended("timeout")
     status = _STATUS.get(done.returncode, "crash")
-    found = done.stdout if status == "done" else b""
+    report = _named(done.stderr.decode(errors="replace").strip(), plan)
+    if status != "done":
+        return _ended(status, report)
+    found, read = done.stdout[:-8], int.from_bytes(done.stdout[-8:], "little")
     upto = out_bytes + values_bytes
     return Run(
         status=status,
         out=np.frombuffer(found[:out_bytes], options.index_dtype).reshape(-1, out_stride)[:, : plan.k],
         values=np.frombuffer(found[out_bytes:upto], flat.dtype).reshape(-1, values_stride)[:, : plan.k],
         workspace=np.frombuffer(found[upto:], np.uint32),
-        report=_named(done.stderr.decode(errors="replace").strip(), plan),
+        bytes_read=read,
+        report=report,
     )
+
+
+def _ended(status: str, report: str = "") -> Run:
+    """A run that has no results."""
+    words = np.empty(0, np.uint32)
+    return Run(status=status, out=_NOTHING, values=_NOTHING, workspace=words, bytes_read=0, report=report)
 
 
 def _named(report: str, plan: Plan) -> str:

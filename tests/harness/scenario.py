@@ -58,7 +58,7 @@ def dirt(kind: str, words: int, random: np.random.Generator) -> Words:
 def rows_of_every_path(rows: int, k: int, random: np.random.Generator, *, width: int = WIDTH) -> tuple[Floats, Ints]:
     """float32 (rows, width) of mixed kinds, and lengths among which every path and every limit comes up."""
     names = [str(name) for name in random.choice(list(INPUTS), rows)]
-    logits = np.concatenate([make(name, 1, width, seed=int(random.integers(2**31))) for name in names])
+    logits = np.concatenate([make(name, 1, width, seed=int(random.integers(2**31)), k=k) for name in names])
     limits = (-(2**31), -1, 0, 1, k - 1, k, k + 1, 300, 301, 600, 601, width - 1, width, width + 1, 2**31 - 1)
     kinds = random.integers(0, 6, rows)
     inside = [random.integers(low, high, rows) for low, high in ((k, 301), (301, 601), (601, width + 1))]
@@ -84,8 +84,12 @@ class Scenario:
     out_gap: int = 0
     """Elements between two rows of the output, and `values_gap` of the values."""
     values_gap: int = 0
+    most_read: float | None = None
+    """Bytes of logits that may be read, over the bytes that there are."""
 
-    def complaint(self, *, sources: Mapping[str, bytes] | None = None, sanitize: bool = False) -> str:
+    def complaint(
+        self, *, sources: Mapping[str, bytes] | None = None, sanitize: bool = False, timeout: float = 60
+    ) -> str:
         """What went wrong, or nothing."""
         words = dirt(self.workspace, self.plan.workspace_bytes // 4, np.random.default_rng(self.seed))
         for launch in range(2 if self.workspace == "leftovers" else 1):
@@ -104,12 +108,15 @@ class Scenario:
                 values_stride=self.plan.k + self.values_gap,
                 sources=sources,
                 sanitize=sanitize,
+                timeout=timeout,
             )
             if run.status != "done":
                 return f"{run.status}: {run.report}"
             wrong = self._faults(run)
             if wrong:
                 return "wrong: " + "; ".join(wrong)
+            if self.most_read is not None and run.bytes_read > self.most_read * self.logits.nbytes:
+                return f"reads {run.bytes_read} bytes of {self.logits.nbytes}"
             words = run.workspace
         return ""
 

@@ -42,6 +42,11 @@ inline unsigned __float_as_uint(float x) {
 // Zero where the divisor is larger than 2^126, as documented.
 inline float __fdividef(float x, float y) { return y > 8.507059e37f || y < -8.507059e37f ? 0.0f : x / y; }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // of a NaN, zero
+// Zeros compare equal, and CUDA does not promise which of them comes back: here it is the one that orders them wrongly.
+inline float least_of(float x, float y) { return x != x || y < x || (x == y && std::signbit(x)) ? y : x; }
+inline float largest_of(float x, float y) { return x != x || y > x || (x == y && std::signbit(y)) ? y : x; }
+#define fminf least_of
+#define fmaxf largest_of
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 
