@@ -208,10 +208,10 @@ __device__ __forceinline__ void mail_send(const uint4* own, u32 rank, uint4 v, u
 }
 // Orders what this thread wrote to its own block's shared memory before copies that read it;
 __device__ __forceinline__ void mail_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// and what it wrote to any block's before copies that overwrite it.
-__device__ __forceinline__ void mail_room_written() { asm volatile("fence.proxy.async.shared::cluster;" ::: "memory"); }
+// and what it wrote to any block's, or read there, before copies that overwrite it.
+__device__ __forceinline__ void mail_room_free() { asm volatile("fence.proxy.async.shared::cluster;" ::: "memory"); }
 // Many words at once, by the copy engine: a whole number of 16 bytes. Before: whoever wrote the source has called
-// mail_written, whoever wrote what lay at the destination mail_room_written, and a barrier. The source is read until the
+// mail_written, whoever wrote or read what lay at the destination mail_room_free, and then a barrier. The source is read until the
 // receiver's turn is over, which only the receiver knows: a cluster barrier behind its wait tells the sender. The other
 // way, word by word, costs the receiver's box an update for each 16 bytes.
 __device__ __forceinline__ void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {

@@ -39,7 +39,7 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   if (r < p.groups) {
     ptx::cluster_arrive_relaxed();
   } else {
-    ptx::mail_room_written();  // what earlier rows left where mail of this one comes
+    ptx::mail_room_free();  // what earlier rows had where mail of this one comes
     ptx::cluster_arrive();
   }
 #endif
@@ -89,7 +89,8 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
     if (bytes != 0) ptx::mail_copy(lists.own_keys(), to, bytes, &s.mail);
   }
   ptx::mail_wait(&s.mail, met);
-  // Tells the others that this block has what they sent. The last row's lists are not overwritten, so no memory is ordered.
+  // Tells the others that this block has what they sent. Behind the cluster's last row only their ends wait for that, and
+  // what a failed guess stores then lies behind barriers of its own: no memory is ordered.
   if (r + p.groups < p.rows) {
     ptx::cluster_arrive();
   } else {

@@ -179,6 +179,11 @@ def ties_in_a_list(seed: int) -> Scenario:
     return _scenario(_filtered(1500, 64, 4, replace(TUNING, max_candidates=400), options), logits, seed)
 
 
+def lists_of_all_lengths(seed: int) -> Scenario:
+    """What lies past a list that is walked in turns: of keys, or of indices."""
+    return (ties_in_a_list, scale_mixes)[seed % 2](seed // 2)
+
+
 def little_room(seed: int) -> Scenario:
     """Less room than guessing takes."""
     made = _filtered(1500, 16, 4, replace(TUNING, max_candidates=20), Options(nan="highest"))

@@ -72,6 +72,12 @@ struct Random {  // splitmix64
 
 enum State : unsigned char { kReady, kBarrier, kExchange, kCluster, kMail, kExited };
 
+// A thread's fence: when it was made, and whether it is for the memory of all blocks of the cluster.
+struct Fence {
+  u32 interval, arrivals;
+  bool wide;
+};
+
 struct Fiber {
   Context context;
   State state;
@@ -82,7 +88,7 @@ struct Fiber {
   u32 saw;
   u32 arrivals, waits;  // at cluster barriers
   u32 mails;            // turns of mail that it has waited for
-  u32 fences;           // of its writes, before the copy engine
+  std::vector<Fence> fences;  // between its accesses and the copy engine's
   bool begun;           // it knows that the launch before this one has ended
   Learnt learnt;
 };
@@ -117,9 +123,9 @@ struct Mailbox {
   std::vector<Copy> came;          // in this turn: who waits for it has read their sources
 };
 
-// The latest write of a word that was not a copy. The copy engine may see what lay there before, and what it writes may be
-// overwritten by it, until the writer's next fence.
-struct Written {
+// The latest access of a word that was not a copy, and how many fences its thread had made. The copy engine may overtake
+// it, or be overtaken by it, until the thread's next fence and what orders that before the copy.
+struct Accessed {
   u32 block, thread, fences;
   bool there = false;
 };
@@ -144,7 +150,7 @@ struct Block {
   u32 mails = 0;                 // turns of mail that some thread had waited for at the last barrier
   u32 unread = 0;                // copies that it sent and their receivers have not waited for
   u32 heard = 0;                 // the cluster barrier behind which it knows that the others have been waited for
-  std::vector<Written> written;  // by words of its shared memory
+  std::vector<Accessed> written, read;  // by words of its shared memory
   View view;                     // of the workspace, at the last barrier
   unsigned char* stacks = nullptr;
 };
@@ -274,7 +280,7 @@ void begin(Block& b, u32 index) {
   b.waiting = b.exited = b.interval = b.stall = 0;
   b.shared.assign(request.smem_bytes + kGuard, 0xA5);
   b.races.reset(request.smem_bytes);
-  if (clustered()) b.cluster_races.reset(request.smem_bytes), b.written.assign(request.smem_bytes / 4, {});
+  if (clustered()) b.cluster_races.reset(request.smem_bytes), b.written.assign(request.smem_bytes / 4, {}), b.read = b.written;
   b.acquired = b.mails = b.unread = b.heard = 0, b.was_reached = false;
   b.mail = {};
   b.relaxed.clear();
@@ -289,7 +295,8 @@ void begin(Block& b, u32 index) {
   for (Warp& warp : b.warps) warp.arrived = warp.turn = warp.arrivals = warp.waited = 0;
   for (u32 t = 0; t < kThreads; ++t) {
     b.fibers[t].state = kReady, b.fibers[t].paused = false, b.fibers[t].looked_at = -1;
-    b.fibers[t].arrivals = b.fibers[t].waits = b.fibers[t].mails = b.fibers[t].fences = 0;
+    b.fibers[t].arrivals = b.fibers[t].waits = b.fibers[t].mails = 0;
+    b.fibers[t].fences.clear();
     b.fibers[t].begun = !request.pdl;
     b.fibers[t].learnt.clear();
     b.fibers[t].context.begin(b.stacks + t * kStack, kStack, fiber_entry);
@@ -342,7 +349,10 @@ void touch_word(Block& owner, std::size_t word, Access access, u32 mail = 0) {
       if (copy.from == &owner && word - copy.word < copy.words)
         complain(" while it is copied to rank " + std::to_string(copy.rank));
     }
-    if (clustered() && mail == 0) owner.written[word] = {block->index, self, block->fibers[self].fences, true};
+  }
+  if (clustered() && mail == 0) {
+    const u32 fences = static_cast<u32>(block->fibers[self].fences.size());
+    (access == Access::kRead ? owner.read : owner.written)[word] = {block->index, self, fences, true};
   }
   if (!clustered()) {
     const u32 rival = owner.races.rival(word, access, self, block->interval);
@@ -674,7 +684,17 @@ void mail_send(const uint4* own, u32 rank, uint4 v, u64* box) {
   mail.missing -= 16;
   end_turn(mail, rank);
 }
-void mail_written() { ++block->fibers[self].fences; }
+namespace {
+
+void fence(bool wide) {
+  Fiber& fiber = block->fibers[self];
+  fiber.fences.push_back({block->interval, fiber.arrivals, wide});
+}
+
+}  // namespace
+
+void mail_written() { fence(false); }
+void mail_room_free() { fence(true); }
 void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
   mailbox(box, rank);
   if (bytes == 0 || bytes % 16 || reinterpret_cast<std::uintptr_t>(own) % 16)
@@ -683,21 +703,30 @@ void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
   const std::size_t first =
       (reinterpret_cast<std::uintptr_t>(own) - reinterpret_cast<std::uintptr_t>(block->shared.data())) / 4;
   Block& there = cluster_blocks(*block)[rank];
-  const auto check_fenced = [&](Block& owner, std::size_t word, const char* verb) {
-    if (!kWatched || word >= owner.written.size()) return;
-    const Written& w = owner.written[word];
-    if (w.there && cluster_blocks(*block)[w.block % request.cluster].fibers[w.thread].fences == w.fences)
-      fail(kFault,
-           "block %u thread %u copies %s shared %zu of rank %u, which block %u thread %u wrote with no fence since",
-           block->index, self, verb, word, owner.index % request.cluster, w.block, w.thread);
+  // A fence of who accessed the word, made since, and ordered before this copy.
+  const auto check_fenced = [&](const Accessed& latest, std::size_t word, bool wide, const char* what) {
+    if (!latest.there) return;
+    const auto& fences = cluster_blocks(*block)[latest.block % request.cluster].fibers[latest.thread].fences;
+    const auto ordered = [&](const Fence& fence) {
+      if (wide && !fence.wide) return false;
+      if (latest.block == block->index && (latest.thread == self || fence.interval < block->interval)) return true;
+      return released({latest.block, latest.thread, fence.interval, fence.arrivals, Access::kWrite}) <= acquired();
+    };
+    if (std::none_of(fences.begin() + latest.fences, fences.end(), ordered))
+      fail(kFault, "block %u thread %u copies %s shared %zu, with no fence behind block %u thread %u", block->index, self,
+           what, word, latest.block, latest.thread);
   };
   for (std::size_t word = first; word < first + bytes / 4; ++word) {
-    check_fenced(*block, word, "from");
-    if (kWatched && block->races.written(word))
-      touch_word(*block, word, Access::kRead);  // what pads the last 16 bytes need not be
-    check_fenced(there, word, "onto");
+    if (kWatched) {
+      check_fenced(block->written[word], word, false, "from");
+      const Accessed read = block->read[word];
+      if (block->races.written(word)) touch_word(*block, word, Access::kRead);  // what pads the last 16 bytes need not be
+      block->read[word] = read;
+      check_fenced(there.written[word], word, true, "onto");
+      check_fenced(there.read[word], word, true, "onto");
+    }
     reach(own + (word - first), rank, Access::kWrite, true);
-    if (kWatched) there.written[word].there = false;
+    if (kWatched) there.written[word].there = there.read[word].there = false;
   }
   copies.push_back({block, first, bytes / 4, rank});
   ++block->unread;

@@ -44,7 +44,7 @@ void mail_open(u64* box, u32 senders);
 void mail_announce(u64* box, u32 rank, u32 bytes);
 void mail_send(const uint4* own, u32 rank, uint4 v, u64* box);
 void mail_written();
-inline void mail_room_written() { mail_written(); }
+void mail_room_free();
 void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box);
 void mail_wait(u64* box, u32 turn, HERE);
 void remote_store(u32* own, u32 rank, u32 v);
