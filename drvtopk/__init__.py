@@ -25,7 +25,7 @@ from drvtopk.reference import Selected, topk_reference
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
 
 if TYPE_CHECKING:
-    from drvtopk.api import Prepared, devices, prepare, primary_context, topk
+    from drvtopk.api import Prepared, devices, prepare, prepare_many, primary_context, topk
     from drvtopk.arrays import DeviceView, from_address
     from drvtopk.device_array import DeviceArray
     from drvtopk.engine import Bound
@@ -60,14 +60,15 @@ __all__ = [
     "explain",
     "from_address",
     "prepare",
+    "prepare_many",
     "primary_context",
     "topk",
     "topk_reference",
     "use_cubins",
 ]
 
-_LAZY = {"Bound", "DeviceArray", "DeviceView", "Prepared", "devices", "from_address", "prepare", "primary_context"}
-_LAZY |= {"topk"}
+_LAZY = {"Bound", "DeviceArray", "DeviceView", "Prepared", "devices", "from_address", "prepare", "prepare_many"}
+_LAZY |= {"primary_context", "topk"}
 
 
 def __getattr__(name: str) -> object:

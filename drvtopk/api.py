@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,10 @@ from drvtopk.engine import Bound, Engine, current_engine
 from drvtopk.engine import Prepared as _Prepared
 from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared, WorkspaceTooSmall
 from drvtopk.plan import Plan, Problem
+from drvtopk.progress import preparing
 from drvtopk.reference import Selected, check_pages, logits_dtype, row_lengths, row_starts_of
 from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, Options, Tuning, check_k
+from drvtopk.workers import together
 
 
 def devices() -> list[DeviceInfo]:
@@ -98,7 +102,8 @@ class Prepared:
         """Launches with device arrays (see `topk` for shapes and dtypes); `workspace` of `workspace_bytes` bytes.
 
         `values`, `row_starts` and `page_table` are given exactly where they were prepared for. `stream` as in `topk`.
-        This is one driver call, unless an array names another stream that it waits for. `launch` takes addresses.
+        This is one driver call, the launch, unless an array names another stream that it waits for; a cooperative one
+        asks its stream for its SMs before. `launch` takes addresses.
         """
         given, handle = _logits_and_stream(self.engine, logits, stream, self.problem.options.dtype)
         self._check_logits(given)
@@ -161,27 +166,72 @@ def prepare(
     group: int | None = None,
     tuning: Tuning = DEFAULT_TUNING,
     assume: DeviceInfo | None = None,
+    stream: Any = None,
 ) -> Prepared:
     """Compiles, loads and plans `rows` x `width` for the current context.
 
     `stride` (elements) is the width unless given; `offset` is the base address in elements modulo 8; `max_seq_len` is
-    a hint that costs only time when it is wrong. `dtype` to `page_table` are the options of `topk`; what a call will
-    give as an array is named here by True. `route` is "auto", "persistent", "filtered" or "clustered"; a named route
-    that cannot run raises PlanError. `waits="never"` plans only launches in which no block waits for another, which
-    finish with one free block slot; `sm_budget` caps the grid at what so many SMs hold; `pdl` lets a launch begin while
-    its predecessor on the stream ends (see `topk`). `chunk` (of "persistent"), `group` (2, 4, 8 or 16 blocks of a
-    cluster, of "clustered"), `tuning` and `assume` replace the planner's inputs, for tests and study.
+    a hint that costs only time when it is wrong, and counts as the next power of two. `dtype` to `page_table` are the
+    options of `topk`; what a call will give as an array is named here by True. `route` is "auto", "persistent",
+    "filtered" or "clustered"; a named route that cannot run raises PlanError. `waits="never"` plans only launches in
+    which no block waits for another, which finish with one free block slot; `sm_budget` caps the grid at what so many
+    SMs hold; `pdl` lets a launch begin while its predecessor on the stream ends (see `topk`). `chunk` (of
+    "persistent"), `group` (2, 4, 8 or 16 blocks of a cluster, of "clustered"), `tuning` and `assume` replace the
+    planner's inputs, for tests and study.
+
+    `stream` is one that the launches will go to (as in `topk`). It matters where it belongs to a green context while
+    another context is current: the plan then keeps within the green context's SMs. Without it the plan is for what the
+    current context holds; on such a stream the driver may refuse it, and this preparation falls back once and for all.
+    In a capture the driver refuses no cluster: the graph then cannot be instantiated.
     """
-    options = Options(
-        dtype=dtype,
-        index_dtype=index_dtype,
-        values=values,
-        row_starts=row_starts,
-        order=order,
-        tie_break=tie_break,
-        nan=nan,
-        page_table=page_table,
-    )
+    return _preparation(**locals())()
+
+
+def prepare_many(problems: Sequence[Mapping[str, Any]]) -> list[Prepared]:
+    """`prepare` for several problems, side by side: each is a mapping of its keyword arguments. In the given order.
+
+    Kernels are compiled on all cores, each once; this is the fastest warm-up of a server. Raises as `prepare` does, and
+    TypeError for arguments that it has not got, before anything is compiled. The first preparation that fails ends the
+    others, as does Ctrl-C.
+    """
+    accepted = inspect.signature(prepare)
+    ready = []
+    for given in problems:
+        bound = accepted.bind(**given)
+        bound.apply_defaults()
+        ready.append(_preparation(**bound.arguments))
+    engine = current_engine()
+
+    def in_context(make: Callable[[], Prepared]) -> Prepared:
+        with engine.driver.current(engine.context):
+            return make()
+
+    with preparing():
+        return together([partial(in_context, make) for make in ready])
+
+
+def _preparation(
+    *,
+    rows: int,
+    width: int,
+    k: int,
+    stride: int | None,
+    offset: int,
+    max_seq_len: int | None,
+    waits: str,
+    sm_budget: int | None,
+    pdl: bool,
+    deterministic: bool,
+    stream: Any,
+    route: str,
+    chunk: int | None,
+    group: int | None,
+    tuning: Tuning,
+    assume: DeviceInfo | None,
+    **options: Any,
+) -> Callable[[], Prepared]:
+    """What prepares a problem in the context that is current now. Its arguments are checked here."""
+    asked = Options(**options)
     problem = Problem(
         rows=rows,
         width=width,
@@ -191,12 +241,17 @@ def prepare(
         max_seq_len=max_seq_len,
         waits=waits,
         sm_budget=sm_budget,
-        options=options.made_deterministic() if deterministic else options,
+        options=asked.made_deterministic() if deterministic else asked,
         pdl=pdl,
     )
     engine = current_engine()
-    made = engine.prepare(problem, route=route, chunk=chunk, group=group, tuning=tuning, assume=assume)
-    return Prepared(engine, made)
+    share = None if stream is None else engine.share_of(stream_handle(stream))
+
+    def make() -> Prepared:
+        how: dict[str, Any] = {"route": route, "chunk": chunk, "group": group, "tuning": tuning, "assume": assume}
+        return Prepared(engine, engine.prepare(problem, share=share, **how))
+
+    return make
 
 
 def topk(
@@ -231,7 +286,9 @@ def topk(
             a row adjacent, any row stride and alignment. It lies on the device of the current context.
         k: 1..4096.
         lengths: int32, one a row in any shape ((rows,), (rows, 1), (batch, next_n)), where the logits are; clamped to
-            [0, width]. None: all there is.
+            [0, width]. None: all there is. Nobody may write lengths or row_starts while a launch reads them: blocks
+            that share a row would disagree about it, and the launch may fail or never end. (Other logits meanwhile
+            only make a wrong row.)
         row_starts: int32, one a row: the row's window begins there (clamped to [0, width]), its length is cut to what
             follows, and indices count from it.
         out: int32 or int64 (rows, k), where the logits are; made if None.
@@ -254,8 +311,10 @@ def topk(
             in torch or CuPy where the logits are theirs, else the one that the logits' interface names, else the
             legacy default stream. It waits for the work of any other stream that an array names or hands over, except
             inside a capture, which may not depend on work outside. A numpy call returns when the result is there, a
-            device call when it is launched.
-        max_seq_len: no length is expected to exceed it; a wrong hint costs time only.
+            device call when it is launched. On a stream of a green context the plan keeps within the green context's
+            SMs, whatever context is current.
+        max_seq_len: no length is expected to exceed it; a wrong hint costs time only. It counts as the next power of
+            two.
         route: "auto", "persistent", "filtered" or "clustered" (on GPUs with thread-block clusters).
         waits: "never" forbids launches in which blocks wait for each other: one free block slot is then enough.
         sm_budget: at most as many blocks as so many SMs hold at once.
@@ -353,8 +412,9 @@ def _topk_device(
         **hints,
     )
     making_values = options.values and beside.values is True
+    share = engine.share_of(handle)
     if engine.driver.stream_is_capturing(handle):
-        prepared = engine.remembered(problem, route)
+        prepared = engine.remembered(problem, route, share)
         if prepared is None:
             raise NotPrepared(
                 "the stream is capturing and this problem was never run: use prepare() or run it once before"
@@ -362,7 +422,7 @@ def _topk_device(
         if beside.out is None or making_values or (beside.workspace is None and prepared.workspace_bytes):
             raise NotPrepared("the stream is capturing, where nothing may be allocated: give out, values and workspace")
     else:
-        prepared = engine.prepare_once(problem, route)
+        prepared = engine.prepare_once(problem, route, share)
     if beside.out is None:
         beside.out = DeviceArray(engine, (rows, k), handle, options.index_dtype)
     if making_values:
@@ -453,14 +513,15 @@ def _gathered(
     per_table = 1
     if options.page_table:
         per_table = check_pages(logits.shape, inputs["page_table"].shape, beside.page_size)
-    if prepared.workspace_bytes:
+    needed = prepared.workspace_bytes  # one look: another thread may fall back to a plan that needs none
+    if needed:
         if beside.workspace is None:
-            raise WorkspaceTooSmall(0, prepared.workspace_bytes)
+            raise WorkspaceTooSmall(0, needed)
         lent = view("workspace", beside.workspace, None, writable=True, stream=order)
         if not lent.contiguous:
             raise InvalidArgument("workspace", f"strides {lent.strides}", "a contiguous array")
-        if lent.size * lent.item_bytes < prepared.workspace_bytes:
-            raise WorkspaceTooSmall(lent.size * lent.item_bytes, prepared.workspace_bytes)
+        if lent.size * lent.item_bytes < needed:
+            raise WorkspaceTooSmall(lent.size * lent.item_bytes, needed)
         outputs["workspace"] = lent
     arrays = inputs | outputs
     for name, array in arrays.items():
@@ -525,7 +586,7 @@ def _topk_numpy(
         engine = current_engine()
         driver = engine.driver
         stack.enter_context(driver.relaxed_capture())
-        prepared = engine.prepare_once(problem, route)
+        prepared = engine.prepare_once(problem, route, engine.share_of(handle))
 
         def device(size: int) -> int:
             return stack.enter_context(driver.lent(size, handle))

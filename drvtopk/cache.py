@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import threading
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from drvtopk import forks
 from drvtopk.errors import CacheWarning
 
 CACHE_VARIABLE = "DRVTOPK_CACHE"
 _MAGIC = b"drvtopk2"
+_LOCK_SECONDS = 300  # the longest wait for another process, which may have been stopped
 _FRAME_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
@@ -67,7 +69,7 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._memory: dict[str, bytes] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._warned = False
 
     def get(self, name: str) -> bytes | None:
@@ -105,6 +107,51 @@ class Cache:
                     CacheWarning,
                     stacklevel=2,
                 )
+
+    @contextlib.contextmanager
+    def alone(self, name: str, pause: Callable[[], None]) -> Iterator[None]:
+        """One at a time for each key, of all processes that share the folder: who waited finds the entry of the other.
+
+        `pause` is called between two looks. The system releases the lock of a process that ends. Where there are no
+        locks, or the folder cannot be written, or the other takes more than five minutes, nobody is waited for.
+        """
+        handle = self._locked(name, pause)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                with contextlib.suppress(OSError):
+                    self._lock_file(name).unlink()  # before it is free: nobody else can have it by its name
+                os.close(handle)
+
+    def _lock_file(self, name: str) -> Path:
+        assert self.folder is not None  # a type fact: it was asked before
+        return self.folder / f".lock-{name}"
+
+    def _locked(self, name: str, pause: Callable[[], None]) -> int | None:
+        """The open and locked file of a key; None where there is none to lock."""
+        if self.folder is None:
+            return None
+        try:
+            import fcntl
+        except ImportError:
+            return None
+        until = time.monotonic() + _LOCK_SECONDS
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while time.monotonic() < until:
+                handle = os.open(self._lock_file(name), os.O_RDWR | os.O_CREAT, 0o600)
+                with contextlib.ExitStack() as unlocked:
+                    unlocked.callback(os.close, handle)
+                    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        if os.path.samestat(os.fstat(handle), self._lock_file(name).stat()):
+                            unlocked.pop_all()
+                            return handle
+                    pause()  # somebody has it, or has just removed it
+        except OSError:
+            pass
+        return None
 
     def writable(self) -> bool:
         """Whether an entry could be written now. Creates the folder if it may."""

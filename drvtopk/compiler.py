@@ -6,6 +6,7 @@ complete, and every instantiation compiles for every architecture on a machine w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import importlib.util
@@ -14,16 +15,15 @@ import logging
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from drvtopk import cache as caching
-from drvtopk import spec
+from drvtopk import forks, spec, workers
 from drvtopk.cache import Cache
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
 from drvtopk.events import tell
@@ -33,23 +33,18 @@ from drvtopk.spec import KernelInfo, Variant
 
 _SCHEMA = b"drvtopk cubin 1"
 NVRTC_VARIABLE = "DRVTOPK_NVRTC"
-_GET_IT = "pip install 'nvidia-cuda-nvrtc-cu12>=12.9,<13'"
+COMPILE_VARIABLE = "DRVTOPK_COMPILE"
+OLDEST = (12, 8)
+"""Kernels in clusters need PTX ISA 8.6, of CUDA 12.7: mbarrier.arrive.expect_tx.relaxed.cluster."""
+_GET_IT = "pip install 'nvidia-cuda-nvrtc-cu12>=12.8,<13'"
 # Without this a quoted include that no header in memory answers is looked for in the current folder.
 _CLOSED = ("--no-source-include",)
 _REPORT = ("--ptxas-options=-v",)  # puts registers, spills and shared memory into the log
+# They change what a float operation returns. Keys need denormals; the rest was tested and measured as it is.
+_ARITHMETIC = ("use_fast_math", "ftz", "prec-div", "prec-sqrt", "fmad")
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _nvrtc: Any = None
-
-
-def _in_child() -> None:
-    """After a fork: another thread may have held the lock. What it had loaded is here too."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +163,12 @@ def _load() -> Any:
             raise CompilerUnavailable(f"NVRTC does not answer (nvrtcVersion returned {int(code)}): {_GET_IT}")
         if named and library is not None:
             _check_answers(named, library, (int(major), int(minor)))
+        if (int(major), int(minor)) < OLDEST:
+            raise CompilerUnavailable(
+                f"NVRTC {int(major)}.{int(minor)} ({_file_at(_called_address()) or 'of unknown path'}) is too old: the "
+                f"kernels need {OLDEST[0]}.{OLDEST[1]}, since clusters need PTX ISA 8.6. {_GET_IT}, and name its "
+                f"library in {NVRTC_VARIABLE} if this process has loaded the older one"
+            )
         _nvrtc = nvrtc
         return nvrtc
 
@@ -184,6 +185,26 @@ def nvrtc_path() -> str | None:
     return _file_at(_called_address())
 
 
+def _nvrtc_in_words() -> str:
+    """'NVRTC 12.9 (/.../libnvrtc.so.12)'."""
+    major, minor = nvrtc_version()
+    return f"NVRTC {major}.{minor} ({nvrtc_path() or 'of unknown path'})"
+
+
+def check_nvrtc() -> None:
+    """Compiles next to nothing. CompilerUnavailable where NVRTC cannot, as without its builtins library."""
+    source = b'extern "C" __global__ void nothing() {}'
+    _run("nothing", source, "nothing.cu", {}, (f"--gpu-architecture={supported_archs()[0]}", *_uncached()))
+
+
+def never_compile() -> bool:
+    """Whether DRVTOPK_COMPILE forbids compiling. InvalidArgument for a value that it does not have."""
+    value = os.environ.get(COMPILE_VARIABLE, "")
+    if value not in ("", "never"):
+        raise InvalidArgument(COMPILE_VARIABLE, repr(value), "'never', or nothing")
+    return value == "never"
+
+
 def supported_archs() -> tuple[str, ...]:
     """The plain targets this NVRTC compiles our kernels for: ('sm_80', ...)."""
     code, numbers = _load().nvrtcGetSupportedArchs()
@@ -197,7 +218,9 @@ def check_arch(arch: str) -> str:
     since = {"": 80, "a": 90, "f": 100}
     if plain is None or plain[1] not in known or int(plain[1][3:]) < since[plain[2]]:
         suffixes = "'a' may follow from sm_90, 'f' from sm_100 on"
-        raise InvalidArgument("arch", repr(arch), f"one of {', '.join(known)} ({suffixes})")
+        raise InvalidArgument(
+            "arch", repr(arch), f"one of {', '.join(known)} ({suffixes}): {_nvrtc_in_words()} knows no other"
+        )
     return arch
 
 
@@ -243,7 +266,13 @@ def _uncached() -> tuple[str, ...]:
 
 
 def options(variant: Variant, arch: str, extra: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """What one instantiation is compiled with; `extra` comes last. Every option is a part of the cache key."""
+    """What one instantiation is compiled with; `extra` comes last. Every option is a part of the cache key.
+
+    InvalidArgument for an option in `extra` that changes arithmetic.
+    """
+    for option in extra:
+        if option.lstrip("-").partition("=")[0] in _ARITHMETIC:
+            raise InvalidArgument("extra", repr(option), f"any option but --{', --'.join(_ARITHMETIC)}")
     defines = tuple(f"-D{name}={value}" for name, value in definitions(variant, arch).items())
     return (f"--gpu-architecture={arch}", "-std=c++17", *defines, *extra)
 
@@ -253,10 +282,13 @@ def compile_variant(
 ) -> Compiled:
     """Compiles one instantiation for one architecture ('sm_90a'), or takes it from `cache`.
 
-    Releases the GIL while compiling; safe from several threads. Raises CompileError with NVRTC's log,
-    CompilerUnavailable, or InvalidArgument for an architecture that this NVRTC does not know.
+    Releases the GIL while compiling; safe from several threads, which use all cores: while this process compiles one
+    program, others go to worker processes. Raises CompileError with NVRTC's log, CompilerUnavailable (also where
+    DRVTOPK_COMPILE=never and the cache has not got it), or InvalidArgument for an architecture that this NVRTC does not
+    know and for an option that changes arithmetic.
     """
-    check_arch(arch)
+    if not never_compile():
+        check_arch(arch)
     sources = kernel_sources()
     entry = f"{variant.route}.cu"
     headers = {name: text for name, text in sources.items() if name.endswith(".cuh")}
@@ -266,14 +298,9 @@ def compile_variant(
 
 
 def compile_variants(variants: Sequence[Variant], arch: str, *, cache: Cache | None, label: str) -> list[Compiled]:
-    """Several, two at a time, in order, with progress. Raises as `compile_variant` does, and leaves the rest."""
-    with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(compile_variant, v, arch, cache=cache) for v in variants]
-        try:
-            return [future.result() for future in progress(running, label)]
-        finally:
-            for future in running:
-                future.cancel()
+    """Several on all cores, in order, with progress. Raises as `compile_variant` does, and leaves the rest."""
+    calls = [partial(compile_variant, variant, arch, cache=cache) for variant in variants]
+    return workers.together(calls, partial(progress, label=label))
 
 
 def compile_source(
@@ -290,39 +317,91 @@ def compile_source(
 
     `opts` names the architecture and the rest; what closes the request and asks for the report is added here.
     """
-    opts = (*opts, *_CLOSED, *_uncached(), *_REPORT)
+    never = never_compile()
+    try:
+        opts = (*opts, *_CLOSED, *_uncached(), *_REPORT)
+        entry = _key(source, name, headers, opts)
+    except CompilerUnavailable as error:
+        if never:
+            raise _forbidden(what, arch, f"cannot be looked up in the cache ({error})") from error
+        raise
+    found = _cached(what, arch, entry, cache)
+    if found is not None:
+        return found
+    if never:
+        folder = "" if cache is None or cache.folder is None else f" {cache.folder}"
+        raise _forbidden(what, arch, f"is not in the cache{folder}")
+    with contextlib.ExitStack() as during:
+        during.enter_context(compiling(f"{what} for {arch}"))
+        if cache is not None:
+            during.enter_context(cache.alone(entry, workers.pause))
+            found = _cached(what, arch, entry, cache)  # another process may have been faster
+            if found is not None:
+                return found
+        cubin, log, seconds = _compile(what, source, name, headers, opts)
+        info = _info(log, len(cubin), seconds)
+        tell(
+            logging.INFO,
+            "compile",
+            "compiled %s for %s in %.2f s: %s registers, %s bytes of spills",
+            what,
+            arch,
+            info.seconds,
+            info.registers,
+            info.spill_bytes,
+        )
+        if cache is not None:
+            cache.put(entry, _pack(cubin, info, log))
+    return Compiled(what=what, arch=arch, cubin=cubin, info=info, log=log, from_cache=False)
+
+
+def _key(source: bytes, name: str, headers: Mapping[str, bytes], opts: tuple[str, ...]) -> str:
+    """Everything that the compiler reads, and its version."""
     major, minor = nvrtc_version()
     fields = [_SCHEMA, f"{major}.{minor}".encode(), name.encode(), source]
     for option in opts:
         fields += [b"option", option.encode()]
     for header in sorted(headers):
         fields += [b"header", header.encode(), headers[header]]
-    entry = caching.key(fields)
-    if cache is not None:
-        found = cache.get(entry)
-        if found is not None:
-            tell(logging.INFO, "compile", "%s for %s came from the cache", what, arch)
-            return _unpack(what, arch, found)
-    started = time.perf_counter()
-    with compiling(f"{what} for {arch}"):
+    return caching.key(fields)
+
+
+def _cached(what: str, arch: str, entry: str, cache: Cache | None) -> Compiled | None:
+    found = None if cache is None else cache.get(entry)
+    if found is None:
+        return None
+    tell(logging.INFO, "compile", "%s for %s came from the cache", what, arch)
+    return _unpack(what, arch, found)
+
+
+def _forbidden(what: str, arch: str, why: str) -> CompilerUnavailable:
+    return CompilerUnavailable(f"{what} for {arch} {why}, and {COMPILE_VARIABLE}=never forbids compiling it")
+
+
+def _compile(
+    what: str, source: bytes, name: str, headers: Mapping[str, bytes], opts: tuple[str, ...]
+) -> tuple[bytes, str, float]:
+    """(cubin, log, seconds), from this process, or from a worker while this one compiles another program."""
+    with workers.place() as elsewhere:
+        started = time.perf_counter()
+        if elsewhere:
+            try:
+                code, log, cubin = workers.compile_elsewhere(nvrtc_path(), nvrtc_version(), source, name, headers, opts)
+            except workers.WorkerFailed as error:
+                tell(logging.INFO, "compile", "no worker process compiles (%s), so this one does", error)
+                started = time.perf_counter()
+            else:
+                if code != 0:
+                    raise CompileError(what, opts, log)
+                return cubin, log, time.perf_counter() - started
         cubin, log = _run(what, source, name, headers, opts)
-    info = _info(log, len(cubin), time.perf_counter() - started)
-    tell(
-        logging.INFO,
-        "compile",
-        "compiled %s for %s in %.2f s: %s registers, %s bytes of spills",
-        what,
-        arch,
-        info.seconds,
-        info.registers,
-        info.spill_bytes,
-    )
-    if cache is not None:
-        cache.put(entry, _pack(cubin, info, log))
-    return Compiled(what=what, arch=arch, cubin=cubin, info=info, log=log, from_cache=False)
+        return cubin, log, time.perf_counter() - started
 
 
-def _run(what: str, source: bytes, name: str, headers: Mapping[str, bytes], opts: tuple[str, ...]) -> tuple[bytes, str]:
+def _run(
+    what: str, source: bytes, name: str, headers: Mapping[str, bytes], opts: tuple[str, ...], result: str = "CUBIN"
+) -> tuple[bytes, str]:
+    """The result, "CUBIN" or, where `opts` names a virtual architecture, "PTX"; and the compiler's log."""
     nvrtc = _load()
 
     def checked(answer: tuple[Any, ...], call: str) -> Any:
@@ -341,14 +420,19 @@ def _run(what: str, source: bytes, name: str, headers: Mapping[str, bytes], opts
         text = bytearray(size)
         checked(nvrtc.nvrtcGetProgramLog(program, text), "nvrtcGetProgramLog")
         log = bytes(text).rstrip(b"\0").decode(errors="replace")
+        builtins = re.search(r"failed to open (libnvrtc-builtins\S*?)\.?$", log, re.MULTILINE)
+        if int(code) != 0 and builtins:
+            raise CompilerUnavailable(
+                f"{_nvrtc_in_words()} does not find {builtins[1]}, which belongs beside it: {_GET_IT}"
+            )
         if int(code) != 0:
             raise CompileError(what, opts, log)
-        size = checked(nvrtc.nvrtcGetCUBINSize(program), "nvrtcGetCUBINSize")
-        cubin = bytearray(size)
-        checked(nvrtc.nvrtcGetCUBIN(program, cubin), "nvrtcGetCUBIN")
+        size = checked(getattr(nvrtc, f"nvrtcGet{result}Size")(program), f"nvrtcGet{result}Size")
+        made = bytearray(size)
+        checked(getattr(nvrtc, f"nvrtcGet{result}")(program, made), f"nvrtcGet{result}")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return bytes(cubin), log
+    return bytes(made), log
 
 
 def _info(log: str, cubin_bytes: int, seconds: float) -> KernelInfo:

@@ -10,7 +10,6 @@ import atexit
 import ctypes
 import struct
 import sys
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,10 +114,10 @@ def parse(argument: str, capsule: Any) -> Tensor:
     )
 
 
-# What was exported and not yet given back, by the address of its managed tensor.
+# What was exported and not yet given back, by the address of its managed tensor. No lock guards it: each use is one
+# operation of a dict, which is whole by itself. A deleter may be called under any lock of its caller, and a garbage
+# collection may run finalizers in the middle of anything here.
 _exported: dict[int, _Export] = {}
-_lock = threading.RLock()
-_ONLY_OURS = 2  # references to a capsule that nobody else holds: its export's, and that of the question
 
 
 class _Export:
@@ -144,14 +143,23 @@ class _Export:
         self.address = ctypes.addressof(self.memory)
         self.capsule: Any = _capsule_new(self.address, _VERSIONED_NAME if versioned else _NAME, None)
 
-    def abandoned(self) -> bool:
+    def references(self) -> int:
+        """Those to the capsule: of who holds it, of this export and of the question itself."""
+        return sys.getrefcount(self.capsule)
+
+    def abandoned(self, unshared: int) -> bool:
         """Whether the capsule went without having been consumed: nobody will ever call the deleter.
 
-        A destructor of the capsule would tell, but Python code must not run there while an error is under way.
+        `unshared` is what `references` answers where nobody else holds the capsule. A destructor of the capsule would
+        tell, but Python code must not run there while an error is under way.
         """
-        if self.capsule is not None and not any(_capsule_is(self.capsule, name) for name in (_NAME, _VERSIONED_NAME)):
-            self.capsule = None  # consumed, and renamed
-        return self.capsule is not None and sys.getrefcount(self.capsule) <= _ONLY_OURS
+        # References first: as long as somebody else holds the capsule, it may yet be consumed, and so renamed.
+        if self.capsule is None or self.references() > unshared:
+            return False
+        if any(_capsule_is(self.capsule, name) for name in (_NAME, _VERSIONED_NAME)):
+            return True
+        self.capsule = None  # consumed: the deleter tells when the tensor is done with
+        return False
 
 
 def compact(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -166,9 +174,7 @@ def compact(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _delete(at: int) -> None:
     """Called by whoever took the tensor, from any thread, when it is done with it."""
-    with _lock:
-        gone = _exported.pop(at, None)
-    del gone  # outside the lock, as its owner's end may come back here
+    _exported.pop(at, None)
 
 
 _deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_delete)
@@ -177,10 +183,9 @@ _deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_delete)
 @atexit.register
 def _forget_deleters() -> None:
     """Who still holds a tensor when Python has ended must not call into it, and may still read it."""
-    with _lock:
-        for export in _exported.values():
-            _TAIL.pack_into(export.memory, export.deleter_at - 8, 0, 0)
-            _count_up(export)
+    for export in list(_exported.values()):
+        _TAIL.pack_into(export.memory, export.deleter_at - 8, 0, 0)
+        _count_up(export)
 
 
 def capsule_of(tensor: Tensor, owner: object, *, versioned: bool) -> Any:
@@ -190,14 +195,16 @@ def capsule_of(tensor: Tensor, owner: object, *, versioned: bool) -> Any:
     """
     drop_abandoned()
     export = _Export(tensor, owner, versioned=versioned)
-    with _lock:
-        _exported[export.address] = export
-    return export.capsule
+    capsule = export.capsule  # held before it is entered, or another thread would find it abandoned
+    _exported[export.address] = export
+    return capsule
 
 
 def drop_abandoned() -> None:
     """Lets go of what was exported in capsules that went without having been consumed."""
-    with _lock:
-        gone = [at for at, other in _exported.items() if other.abandoned()]
-        dropped = [_exported.pop(at) for at in gone]
-    del dropped  # likewise
+    probe = _Export.__new__(_Export)  # nobody else holds its capsule; versions of Python differ in what they count then
+    probe.capsule = object()
+    unshared = probe.references()
+    for export in list(_exported.values()):
+        if export.abandoned(unshared):
+            _exported.pop(export.address, None)  # nothing else has this address while the export is held here

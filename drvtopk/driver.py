@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from drvtopk import forks
 from drvtopk.errors import DriverError, DriverUnavailable
 from drvtopk.spec import THREADS, DeviceInfo
 
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
+INVALID_CLUSTER_SIZE = 912
+# Of a launch in clusters where the SMs that its stream may use can never hold one; nothing is launched. An H200 answers
+# 912 (driver 580, clusters of 16 in green contexts of 8 to 64 SMs); 720 is what grids are refused by that never fit.
+CLUSTER_REFUSALS = (INVALID_CLUSTER_SIZE, COOPERATIVE_LAUNCH_TOO_LARGE)
 _INVALID_VALUE, _NOT_SUPPORTED = 1, 801
+DEFAULT_STREAMS = 0, 1, 2  # the null stream, the legacy one and that of the calling thread
 _STREAMS = 64  # whose configurations a dependent launch keeps
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 _POINTER_ATTRIBUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_uint64)
 
 Launch = Callable[[Any], bool]
-"""Launches on a stream, its handle given. False: nothing was launched, as a cooperative grid can never be resident."""
+"""Launches on a stream, its handle given. False: nothing was launched, as what waits together can never be resident."""
 _NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA driver"
 
 _FORKED = (
@@ -31,21 +35,17 @@ _FORKED = (
     "processes by spawn or forkserver, or fork before the first CUDA call"
 )
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _loaded: Driver | None = None
 _forked = False
 
 
+@forks.in_child
 def _in_child() -> None:
-    """After a fork: another thread may have held the lock, and the driver is the parent's."""
-    global _lock, _loaded, _forked
-    _lock = threading.Lock()
+    """The driver is the parent's."""
+    global _loaded, _forked
     _forked = _forked or _loaded is not None
     _loaded = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
 
 
 def load() -> Driver:
@@ -186,11 +186,23 @@ class Driver:
         """The limits of what the current context may use: in a green context or an MPS share, not the whole die."""
         device = self._call("cuCtxGetDevice")
         sms: int | None = None
-        # Contexts that cannot be asked (older drivers) own their whole device.
-        with contextlib.suppress(DriverError, AttributeError):
+        # Contexts that cannot be asked (older drivers, or bindings) own their whole device.
+        with contextlib.suppress(DriverError, DriverUnavailable, AttributeError):
             kind = self.api.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
             sms = int(self._call("cuCtxGetDevResource", context, kind).sm.smCount)
         return self.device_info(device, sms=sms or None)
+
+    def green_context(self, stream: int) -> tuple[int, int] | None:
+        """(handle, SMs) of the green context that a stream belongs to, whatever context is current.
+
+        None for a stream of none, and where the driver or the bindings are older than green contexts (CUDA 12.4).
+        """
+        with contextlib.suppress(DriverError, DriverUnavailable, AttributeError):  # missing functions raise the latter
+            green = self._call("cuStreamGetGreenCtx", stream)
+            if int(green):
+                kind = self.api.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+                return int(green), int(self._call("cuGreenCtxGetDevResource", green, kind).sm.smCount)
+        return None
 
     @contextlib.contextmanager
     def primary_context(self, ordinal: int = 0) -> Iterator[None]:
@@ -209,6 +221,15 @@ class Driver:
             yield
         finally:
             self._call("cuCtxSetCurrent", before)
+
+    @contextlib.contextmanager
+    def current(self, context: Any) -> Iterator[None]:
+        """Makes a context current on this thread for a while."""
+        self._call("cuCtxPushCurrent", context)
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent")
 
     @contextlib.contextmanager
     def relaxed_capture(self) -> Iterator[None]:
@@ -244,8 +265,13 @@ class Driver:
         attribute = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
         self._call("cuFuncSetAttribute", function, attribute, 1, about=about)
 
-    def resident_clusters(self, function: Any, cluster: int, threads: int, smem_bytes: int, about: str = "") -> int:
-        """Clusters of `cluster` blocks that are resident at once; 0: not even one."""
+    def resident_clusters(
+        self, function: Any, cluster: int, threads: int, smem_bytes: int, about: str = "", stream: int = 0
+    ) -> int:
+        """Clusters of `cluster` blocks that are resident at once; 0: not even one.
+
+        On the SMs of `stream`, if that is one of a green context; else on those of the current context.
+        """
         config = self.api.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
@@ -254,32 +280,60 @@ class Driver:
         size.id = self.api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         size.value.clusterDim.x, size.value.clusterDim.y, size.value.clusterDim.z = cluster, 1, 1
         config.attrs, config.numAttrs = [size], 1
-        return int(self._call("cuOccupancyMaxActiveClusters", function, config, about=about))
+        if stream:
+            config.hStream = self.api.CUstream(stream)
+        try:
+            return int(self._call("cuOccupancyMaxActiveClusters", function, config, about=about))
+        except DriverError as error:
+            if error.code != INVALID_CLUSTER_SIZE:
+                raise
+            return 0
 
     # A launch in two steps: what makes it returns a call that takes the stream, and looks nothing up any more. `params`
-    # is the address of a prepared void*[1]. Threads may share such a call.
+    # is the address of a prepared void*[1]; `keep` owns the memory that the driver reads there. It is a default of the
+    # call, and so one of its variables: a call under way keeps it, whoever lets go of the launch. Threads may share it.
 
     def launcher(
-        self, function: Any, grid: int, smem_bytes: int, params: int, about: str, threads: int = THREADS
+        self,
+        function: Any,
+        grid: int,
+        smem_bytes: int,
+        params: int,
+        about: str,
+        threads: int = THREADS,
+        *,
+        refusals: tuple[int, ...] = (),
+        keep: object = None,
     ) -> Launch:
-        """A plain launch."""
+        """A plain launch; False for an error of `refusals`."""
         call = self.api.cuLaunchKernel
 
-        def launch(stream: Any) -> bool:
+        def launch(stream: Any, _keep: object = keep) -> bool:
             (code,) = call(function, grid, 1, 1, threads, 1, 1, smem_bytes, stream, params, 0)
             if code != 0:
+                if code in refusals:
+                    return False
                 raise self._error("cuLaunchKernel", code, about)
             return True
 
         return launch
 
     def dependent_launcher(
-        self, function: Any, grid: int, smem_bytes: int, params: int, about: str, threads: int
+        self,
+        function: Any,
+        grid: int,
+        smem_bytes: int,
+        params: int,
+        about: str,
+        threads: int,
+        *,
+        refusals: tuple[int, ...] = (),
+        keep: object = None,
     ) -> Launch:
-        """A launch that may begin before its predecessor on the stream has ended."""
+        """A launch that may begin before its predecessor on the stream has ended; False for an error of `refusals`."""
         call, configs = self.api.cuLaunchKernelEx, dict[Any, Any]()  # the stream is in the configuration
 
-        def launch(stream: Any) -> bool:
+        def launch(stream: Any, _keep: object = keep) -> bool:
             config = configs.get(stream)
             if config is None:
                 if len(configs) > _STREAMS:
@@ -287,6 +341,8 @@ class Driver:
                 config = configs[stream] = self._dependent(grid, threads, smem_bytes, stream)
             (code,) = call(config, function, params, 0)
             if code != 0:
+                if code in refusals:
+                    return False
                 raise self._error("cuLaunchKernelEx", code, about)
             return True
 
@@ -304,15 +360,31 @@ class Driver:
         config.attrs, config.numAttrs = [overlap], 1
         return config
 
-    def cooperative_launcher(self, function: Any, grid: int, smem_bytes: int, params: int, about: str) -> Launch:
-        """A launch that starts only when its whole grid is resident; False if it never could be (error 720)."""
-        call = self.api.cuLaunchCooperativeKernel
+    def cooperative_launcher(
+        self, function: Any, grid: int, smem_bytes: int, params: int, about: str, *, per_sm: int, keep: object = None
+    ) -> Launch:
+        """A launch that starts only when its whole grid is resident; False if it never could be (error 720).
 
-        def launch(stream: Any) -> bool:
+        In a capture the driver refuses nothing, and the graph's replay would never end (seen on an H200, driver 580):
+        so a stream of a green context is asked for its SMs first, of which each holds `per_sm` blocks.
+        """
+        call, green_of = self.api.cuLaunchCooperativeKernel, getattr(self.api, "cuStreamGetGreenCtx", None)
+
+        def launch(stream: Any, _keep: object = keep) -> bool:
+            nonlocal green_of
+            if green_of is not None:
+                try:
+                    code, *found = green_of(stream)
+                except RuntimeError:  # the bindings have it, and the driver is older
+                    code, green_of = 0, None
+                if code == 0 and green_of is not None and int(found[0]):
+                    part = self.green_context(stream)
+                    if part is not None and part[1] * per_sm < grid:
+                        return False
             (code,) = call(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params)
-            if code == COOPERATIVE_LAUNCH_TOO_LARGE:
-                return False
             if code != 0:
+                if code == COOPERATIVE_LAUNCH_TOO_LARGE:
+                    return False
                 raise self._error("cuLaunchCooperativeKernel", code, about)
             return True
 
@@ -328,12 +400,8 @@ class Driver:
 
     def mem_free_in(self, context: Any, address: int) -> None:
         """For finalisers, which run at any time on any thread: it may have another context, or none, or a capture."""
-        self._call("cuCtxPushCurrent", context)
-        try:
-            with self.relaxed_capture():
-                self._call("cuMemFree", address)
-        finally:
-            self._call("cuCtxPopCurrent")
+        with self.current(context), self.relaxed_capture():
+            self._call("cuMemFree", address)
 
     @contextlib.contextmanager
     def lent(self, size: int, stream: int) -> Iterator[int]:

@@ -9,10 +9,12 @@
 //   3. calls `drvtopk_make_plan`: the same plan as Python's for the same inputs,
 //   4. lends each launch `plan.workspace_bytes` bytes, calls `drvtopk_fill_params`, and launches `plan.kernel` with
 //      plan.grid x plan.block threads and plan.smem_bytes of dynamic shared memory (no launch where plan.grid is 0):
-//        plan.cooperative  cuLaunchCooperativeKernel, and nothing else: its blocks wait for each other. If it answers
-//                          720 (COOPERATIVE_LAUNCH_TOO_LARGE), launch the plan of `drvtopk_after_refusal` instead.
+//        plan.cooperative  cuLaunchCooperativeKernel, and nothing else: its blocks wait for each other.
 //        plan.pdl          cuLaunchKernelEx with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 1
 //        else              cuLaunchKernel. The size of a cluster is compiled in.
+//   5. launches the plan of `drvtopk_after_refusal` instead where `drvtopk_is_refusal` knows the answer of a launch.
+//      Nothing was launched then. Inside a capture no launch is refused, so plan for the SMs of the capturing stream: a
+//      graph with a cluster that never fits cannot be instantiated, one with a cooperative grid that never fits hangs.
 //
 // Names that end in an underscore are this file's own.
 #ifndef DRVTOPK_H
@@ -143,7 +145,8 @@ typedef struct drvtopk_problem {
   int64_t k;            // 1..DRVTOPK_MAX_K
   int64_t stride;       // elements from one row's start to the next, 0 to DRVTOPK_MAX_STRIDE / rows
   int64_t offset;       // the base address in elements, modulo 8 (0: aligned to the widest load)
-  int64_t max_seq_len;  // a hint: no length is expected to exceed it, elements; a wrong one costs time only
+  int64_t max_seq_len;  // a hint: no length is expected to exceed it, elements; a wrong one costs time only. It counts
+                        // as the next power of two, or as the width
   int64_t sm_budget;    // at most as many blocks as fit on so many SMs at once; 0: the whole device
   int64_t chunk;        // elements that one block of the route persistent holds; 0: the planner's choice
   int64_t group;        // blocks of a cluster, only with the route clustered; 0: the planner's choice
@@ -153,7 +156,7 @@ typedef struct drvtopk_problem {
   drvtopk_options options;
 } drvtopk_problem;
 
-// The limits of one device, or of the part of it that a context may use (a green context's SMs).
+// The limits of one device, or of the part of it that a context or a stream may use (a green context's SMs).
 typedef struct drvtopk_device {
   char name[DRVTOPK_NAME_SIZE];  // cuDeviceGetName; measured times are looked up by it
   char arch[DRVTOPK_ARCH_SIZE];  // of the kernels to use: drvtopk_arch_of the compute capability
@@ -250,10 +253,12 @@ typedef int (*drvtopk_question)(void* user, const drvtopk_kernel* kernel, uint32
 typedef struct drvtopk_driver {
   void* user;                  // handed to both
   drvtopk_question occupancy;  // cuOccupancyMaxActiveBlocksPerMultiprocessor with kernel->threads
-  drvtopk_question clusters;   // cuOccupancyMaxActiveClusters with kernel->cluster; may be null where none is exported
+  drvtopk_question clusters;   // cuOccupancyMaxActiveClusters with kernel->cluster, and the stream's handle where it is
+                               // one of a green context; 0 where that answers 912 (INVALID_CLUSTER_SIZE); may be null
+                               // where no kernel with clusters is exported
 } drvtopk_driver;
 
-// The launch that did not fit, where a plan is its fallback.
+// The launch that did not fit or was refused, where a plan is its fallback.
 typedef struct drvtopk_rejected {
   drvtopk_route route;
   int32_t vec_size;
@@ -957,7 +962,8 @@ static inline drvtopk_error drvtopk_begin_(drvtopk_planning_* p, const drvtopk_p
   if ((error = drvtopk_check_problem_(problem)) != DRVTOPK_OK) return error;
   if ((error = drvtopk_check_tuning_(p->tuning, &exported->tuning)) != DRVTOPK_OK) return error;
   if ((error = drvtopk_check_device_(device)) != DRVTOPK_OK) return error;
-  p->longest = drvtopk_min_(problem->max_seq_len, problem->width);
+  for (p->longest = problem->max_seq_len > 0; p->longest < problem->max_seq_len;) p->longest *= 2;
+  p->longest = drvtopk_min_(p->longest, problem->width);
   p->limited = problem->sm_budget > 0;
   if (p->limited) p->device.sms = (int32_t)drvtopk_min_(device->sms, problem->sm_budget);
   for (i = 0; i < exported->arch_count && !p->arch; ++i) {
@@ -1097,8 +1103,16 @@ static inline drvtopk_error drvtopk_make_plan(const drvtopk_problem* problem, co
   return drvtopk_end_(&p, error, plan);
 }
 
-// The fallback for a cooperative plan that the driver would not launch (720): one block per row, and none waits.
-// `reason` says what it answered; null: that it refused by 720. `plan` may be `refused` itself. Returns as
+// Whether the driver's answer to a launch (a CUresult) says that blocks which wait for each other can never be resident
+// together: 720 (COOPERATIVE_LAUNCH_TOO_LARGE), and of clusters 912 (INVALID_CLUSTER_SIZE). Nothing was launched then, and
+// the plan of `drvtopk_after_refusal` can be, from then on.
+static inline bool drvtopk_is_refusal(const drvtopk_plan* plan, int answer) {
+  const bool clustered = plan->route == DRVTOPK_ROUTE_CLUSTERED;
+  return (answer == 720 && (plan->cooperative || clustered)) || (answer == 912 && clustered);
+}
+
+// The fallback for a plan, cooperative or clustered, that the driver would not launch (`drvtopk_is_refusal`): one block per
+// row, and none waits. `reason` says what it answered; null: that it refused. `plan` may be `refused` itself. Returns as
 // drvtopk_make_plan does, and DRVTOPK_BAD_PLAN if `refused` is no plan.
 static inline drvtopk_error drvtopk_after_refusal(const drvtopk_plan* refused, const drvtopk_problem* problem,
                                                   const drvtopk_device* device, const drvtopk_export* exported,
@@ -1111,10 +1125,18 @@ static inline drvtopk_error drvtopk_after_refusal(const drvtopk_plan* refused, c
   char why[DRVTOPK_WHY_SIZE];
   if (!plan || !refused) return DRVTOPK_BAD_POINTER;
   if (!refused->kernel) return DRVTOPK_BAD_PLAN;
-  if (!reason) reason = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)";
   why[0] = '\0';
-  drvtopk_say_(why, "fallback: %s for %" PRIu32 " blocks, %" PRId64 " were to fit", reason, refused->grid,
-               refused->resident_cap);
+  if (refused->route != DRVTOPK_ROUTE_CLUSTERED) {
+    if (!reason) reason = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)";
+    drvtopk_say_(why, "fallback: %s for %" PRIu32 " blocks, %" PRId64 " were to fit", reason, refused->grid,
+                 refused->resident_cap);
+  } else if (reason) {
+    drvtopk_say_(why, "fallback: %s", reason);
+  } else {
+    drvtopk_say_(
+        why, "fallback: the driver refused the launch in clusters of %" PRIu32 " blocks (912, INVALID_CLUSTER_SIZE)",
+        refused->group);
+  }
   attempt = drvtopk_attempt_(refused);
   tuning = refused->tuning;
   memset(plan, 0, sizeof *plan);

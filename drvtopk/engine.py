@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
-import os
 import threading
-import weakref
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Any
 
+from drvtopk import forks
 from drvtopk.cache import Cache, default_folder
-from drvtopk.compiler import compile_variant, nvrtc_version
-from drvtopk.driver import Driver, Launch, load
+from drvtopk.compiler import compile_variant, never_compile, nvrtc_version
+from drvtopk.driver import CLUSTER_REFUSALS, DEFAULT_STREAMS, Driver, Launch, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
 from drvtopk.events import tell
 from drvtopk.plan import (
@@ -53,6 +54,17 @@ _REMEMBERED = 256  # problems whose preparation an engine keeps
 _CONTEXTS = 64  # contexts whose engines are kept: nobody tells us when one is destroyed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """The part of a device that the streams of one green context may use."""
+
+    context: int
+    """The green context's handle."""
+    sms: int
+    stream: int = field(compare=False)
+    """One of its streams, of which the driver is asked."""
+
+
 class _Launcher:
     """One plan, bound to its loaded kernel, with the parameter block that each launch fills in."""
 
@@ -60,8 +72,7 @@ class _Launcher:
         self.plan = plan
         self._driver = driver
         self._function = function
-        self._lock = threading.Lock()  # the driver copies the block during the call, so it must not change under it
-        _launchers.add(self)
+        self._lock = forks.lock()  # the driver copies the block during the call, so it must not change under it
         self.rows, self.k = plan.rows, plan.k
         self.extras = plan.options.extras
         # What addresses are aligned to; and for a quick look whether there is anything to complain about.
@@ -73,21 +84,20 @@ class _Launcher:
         tail = (plan.width, plan.group, plan.groups, plan.chunk, plan.candidates, int(plan.cooperative), 0)
         _PARAMS.pack_into(block, 0, 0, 0, 0, 0, 0, 0, plan.rows, *tail)
         self._block = block
-        self._launch, self._pointers = self._launch_with(block)
+        self._launch = self._launch_with(block)
 
-    def _launch_with(self, block: ctypes.Array[ctypes.c_char]) -> tuple[Launch, object]:
-        """A launch that hands over this block, and what has to be kept for it beside the block."""
+    def _launch_with(self, block: ctypes.Array[ctypes.c_char]) -> Launch:
+        """A launch that hands over this block and owns it: a call under way keeps it, whoever lets go of the launch."""
         p, driver = self.plan, self._driver
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(block))
         about = f"{p.variant} {p.device}: grid {p.grid}, {p.smem_bytes} bytes of shared memory"
         given = self._function, p.grid, p.smem_bytes, ctypes.addressof(pointers), about
+        keep = pointers, block
         if p.cooperative:
-            return driver.cooperative_launcher(*given), pointers
-        return (driver.dependent_launcher if p.pdl else driver.launcher)(*given, p.block), pointers
-
-    def unlock(self) -> None:
-        """In a forked child, where the thread that held the lock does not exist."""
-        self._lock = threading.Lock()
+            return driver.cooperative_launcher(*given, per_sm=p.occupancy, keep=keep)
+        refusals = CLUSTER_REFUSALS if p.variant.cluster > 1 else ()
+        launcher = driver.dependent_launcher if p.pdl else driver.launcher
+        return launcher(*given, p.block, refusals=refusals, keep=keep)
 
     def _fill(
         self, logits: int, lengths: int, out: int, workspace: int, out_stride: int, extras: tuple[int, ...] | None
@@ -97,47 +107,37 @@ class _Launcher:
             _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
 
     def __call__(self, stream: int, *arguments: Any) -> bool:
-        """One driver call with what `_fill` takes. False: a cooperative grid that this context can never hold."""
+        """One driver call with what `_fill` takes. False: blocks that wait together and can never be resident."""
         with self._lock:
             self._fill(*arguments)
             return self._launch(stream)
 
-    def bound(self, *arguments: Any) -> tuple[Launch, object]:
-        """A launch with a block of its own, which nobody changes any more, and what has to be kept for it."""
+    def bound(self, *arguments: Any) -> Launch:
+        """A launch with a block of its own, which nobody changes any more."""
         with self._lock:
             self._fill(*arguments)
             block = ctypes.create_string_buffer(self._block.raw, len(self._block))
-        launch, pointers = self._launch_with(block)
-        return launch, (block, pointers)
+        return self._launch_with(block)
 
 
 class Bound:
     """One launch with every address in place. Safe to use from several threads; see `Prepared.bind`."""
 
-    __slots__ = ("_arguments", "_block", "_keep", "_launch", "_prepared")
+    __slots__ = ("_arguments", "_keep", "_launch", "_prepared")
 
-    def __init__(self, prepared: Prepared, arguments: tuple[Any, ...], keep: object) -> None:
-        self._prepared, self._arguments, self._keep = prepared, arguments, keep
-        self._bind()
-
-    def _bind(self) -> None:
-        self._launch, self._block = self._prepared._active.bound(*self._arguments)
+    def __init__(self, prepared: Prepared, launch: Launch, arguments: tuple[Any, ...], keep: object) -> None:
+        self._prepared, self._launch, self._arguments, self._keep = prepared, launch, arguments, keep
 
     def __call__(self, stream: Any = 0) -> None:
         """One driver call on `stream`, a handle (0: the legacy default stream). Raises DriverError if it fails."""
         if not self._launch(stream):
-            self._prepared._fall_back()
-            self._bind()
-            self._launch(stream)
+            launch = self._launch = self._prepared._fall_back(*self._arguments[:4]).bound(*self._arguments)
+            launch(stream)
 
 
-class _Nothing(Bound):
+def _launch_nothing(stream: Any) -> bool:
     """A launch of no rows."""
-
-    __slots__ = ()
-
-    def _bind(self) -> None:
-        self._launch, self._block = lambda stream: True, None
+    return True
 
 
 class Prepared:
@@ -149,8 +149,10 @@ class Prepared:
 
     def __init__(self, problem: Problem, first: _Launcher, fallback: _Launcher | None) -> None:
         self.problem = problem
+        # Only ever changes to the fallback. What belongs together is read from one look at it.
         self._active = first
         self._fallback = fallback
+        self._refusals = itertools.count()
 
     @property
     def plan(self) -> Plan:
@@ -209,7 +211,8 @@ class Prepared:
             arrays = values, row_starts, page_table
             extras = self._extras(arrays, values_stride, page_table_stride, page_size, rows_per_table)
         if not active(stream, logits, lengths, out, workspace, step, extras):
-            self._fall_back()(stream, logits, lengths, out, workspace, step, extras)
+            fallback = self._fall_back(logits, lengths, out, workspace)
+            fallback(stream, logits, lengths, out, workspace, step, extras)
 
     def bind(
         self,
@@ -236,23 +239,25 @@ class Prepared:
         if step < active.k and active.rows > 1:
             _refuse_step(active.k, step)
         if active.rows == 0:
-            return _Nothing(self, (), keep)
+            return Bound(self, _launch_nothing, (), keep)
         _check_addresses(active, logits, lengths, out, workspace)
         extras = None
         if active.extras or values or row_starts or page_table:
             arrays = values, row_starts, page_table
             extras = self._extras(arrays, values_stride, page_table_stride, page_size, rows_per_table)
-        return Bound(self, (logits, lengths, out, workspace, step, extras), keep)
+        arguments = logits, lengths, out, workspace, step, extras
+        return Bound(self, active.bound(*arguments), arguments, keep)
 
-    def _fall_back(self) -> _Launcher:
-        """From now on the launch in which no block waits."""
+    def _fall_back(self, logits: int, lengths: int, out: int, workspace: int) -> _Launcher:
+        """From now on the launch in which no block waits. Its loads may be wider, so the addresses are checked anew."""
         fallback = self._fallback
         if fallback is None:
             p = self._active.plan
-            raise PlanError(p.route, f"the driver refused a cooperative grid of {p.grid} blocks")
-        if self._active is not fallback:
+            raise PlanError(p.route, f"the driver refused a grid of {p.grid} blocks")
+        self._active = fallback
+        if next(self._refusals) == 0:  # others may be refused at the same time
             tell(logging.WARNING, "fallback", "%s", fallback.plan.why)
-            self._active = fallback
+        _check_addresses(fallback, logits, lengths, out, workspace)
         return fallback
 
     def _extras(
@@ -323,14 +328,18 @@ class Engine:
         self.staging = Staging(driver)
         self._cache = Cache(default_folder()) if cache is None else cache
         self._prebuilt = prebuilt  # or what the process names, at the time
-        self._lock = threading.RLock()
+        self._lock = forks.lock()  # never held while something is compiled
+        self._making: dict[Variant, threading.Lock] = {}  # held while that one is
         self._loaded: dict[Variant, tuple[Any, KernelInfo]] = {}
         self._limits: dict[Variant, int] = {}
-        self._memory = threading.Lock()  # never held for long: who has prepared does not wait for who is preparing
+        self._memory = forks.lock()  # never held for long: who has prepared does not wait for who is preparing
         self._remembered: OrderedDict[object, Prepared] = OrderedDict()
 
     def _function(self, variant: Variant) -> tuple[Any, KernelInfo]:
-        with self._lock:
+        found = self._loaded.get(variant)
+        if found is not None:
+            return found
+        with self._making.setdefault(variant, forks.lock()):
             found = self._loaded.get(variant)
             if found is None:
                 cubin, info = self._cubin(variant)
@@ -344,6 +353,7 @@ class Engine:
 
     def _cubin(self, variant: Variant) -> tuple[bytes, KernelInfo]:
         """From the prebuilt folders, else from the compiler; of what the driver can read, or CompilerUnavailable."""
+        never_compile()  # a value that it does not have is an error even where it would not matter
         prebuilt = self._prebuilt or current()
         found = prebuilt.find(variant, self.device.arch)
         theirs = self.driver.driver_version()
@@ -354,7 +364,7 @@ class Engine:
             try:
                 compiled = compile_variant(variant, self.device.arch, cache=self._cache)
                 made = nvrtc_version()
-            except CompilerUnavailable as error:
+            except (CompilerUnavailable, InvalidArgument) as error:  # or this NVRTC does not know the device
                 raise prebuilt.unavailable(variant, self.device.arch, error) from error
             cubin, info = compiled.cubin, compiled.info
             what = "NVRTC"
@@ -368,12 +378,12 @@ class Engine:
 
     def _raise_limit(self, variant: Variant, smem_bytes: int) -> Any:
         """The function, allowed to take this much shared memory. The limit only ever rises: plans share a function."""
+        function, _ = self._function(variant)
         with self._lock:
-            function, _ = self._function(variant)
             if smem_bytes > self._limits.get(variant, 0):
                 self.driver.raise_shared_memory_limit(function, smem_bytes, str(variant))
                 self._limits[variant] = smem_bytes
-            return function
+        return function
 
     def occupancy(self, variant: Variant, smem_bytes: int) -> int:
         """The driver's answer for this very function and shared memory, asked after its limit was raised."""
@@ -382,21 +392,32 @@ class Engine:
             return 0
         return self.driver.occupancy(self._raise_limit(variant, smem_bytes), smem_bytes, str(variant), variant.threads)
 
-    def clusters(self, variant: Variant, smem_bytes: int) -> int:
+    def clusters(self, variant: Variant, smem_bytes: int, stream: int = 0) -> int:
         """The driver's answer: clusters of this very function with this shared memory that are resident at once."""
+        function = self._raise_limit(variant, smem_bytes)
         return self.driver.resident_clusters(
-            self._raise_limit(variant, smem_bytes), variant.cluster, variant.threads, smem_bytes, str(variant)
+            function, variant.cluster, variant.threads, smem_bytes, str(variant), stream
         )
 
     def kernel_info(self, variant: Variant) -> KernelInfo:
         """Registers and sizes of a loaded instantiation."""
         return self._function(variant)[1]
 
-    def _limits_of(self, assume: DeviceInfo | None) -> tuple[DeviceInfo, Occupancy, Clusters]:
-        if assume is None:
+    def share_of(self, stream: int) -> Share | None:
+        """The part of the device that work of a stream may use, where that is less than the current context's."""
+        if stream in DEFAULT_STREAMS:  # which are the current context's
+            return None
+        found = self.driver.green_context(stream)
+        if found is None or found[1] >= self.device.sms:
+            return None
+        return Share(context=found[0], sms=found[1], stream=stream)
+
+    def _limits_of(self, assume: DeviceInfo | None, share: Share | None) -> tuple[DeviceInfo, Occupancy, Clusters]:
+        if assume is None and share is None:
             return self.device, self.occupancy, self.clusters
-        # What is assumed may only take away: the real device still has to hold it.
-        device = assume.with_limits(sms=min(assume.sms, self.device.sms))
+        # What is assumed may only take away: the real device, and the stream's share of it, still have to hold it.
+        limits = assume or self.device
+        device = limits.with_limits(sms=min(limits.sms, self.device.sms, share.sms if share else limits.sms))
 
         def occupancy(variant: Variant, smem_bytes: int) -> int:
             return min(
@@ -406,7 +427,7 @@ class Engine:
 
         def clusters(variant: Variant, smem_bytes: int) -> int:
             calculated = calculated_clusters(device, variant.cluster, occupancy(variant, smem_bytes))
-            return min(calculated, self.clusters(variant, smem_bytes))
+            return min(calculated, self.clusters(variant, smem_bytes, share.stream if share else 0))
 
         return device, occupancy, clusters
 
@@ -419,9 +440,11 @@ class Engine:
         group: int | None = None,
         tuning: Tuning = DEFAULT_TUNING,
         assume: DeviceInfo | None = None,
+        share: Share | None = None,
     ) -> Plan:
-        """The plan for `problem` here, with the driver's occupancy; `assume` plans within another device's limits."""
-        device, occupancy, clusters = self._limits_of(assume)
+        """The plan for `problem` here, with the driver's occupancy; `assume` plans within another device's limits, and
+        `share` within the SMs of a stream's green context."""
+        device, occupancy, clusters = self._limits_of(assume, share)
         return plan(problem, device, occupancy, route=route, chunk=chunk, group=group, clusters=clusters, tuning=tuning)
 
     def prepare(
@@ -433,37 +456,40 @@ class Engine:
         group: int | None = None,
         tuning: Tuning = DEFAULT_TUNING,
         assume: DeviceInfo | None = None,
+        share: Share | None = None,
         plan: Plan | None = None,
     ) -> Prepared:
         """Compiles, loads and plans; what comes back only launches. `plan` replaces the planner's own (for tests)."""
         with preparing():
-            made = plan or self.plan(problem, route=route, chunk=chunk, group=group, tuning=tuning, assume=assume)
+            made = plan or self.plan(
+                problem, route=route, chunk=chunk, group=group, tuning=tuning, assume=assume, share=share
+            )
             fallback = None
-            if made.cooperative:
-                device, occupancy, _ = self._limits_of(assume)
-                refused = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
-                fallback = self._launcher(after_refusal(made, problem, device, occupancy, refused))
+            if made.cooperative or made.variant.cluster > 1:  # its blocks wait for each other: the driver may refuse it
+                device, occupancy, _ = self._limits_of(assume, share)
+                fallback = self._launcher(after_refusal(made, problem, device, occupancy))
             first = self._launcher(made)
         unwanted = made.rejected is not None and problem.waits == "allowed"
         level, event = (logging.WARNING, "fallback") if unwanted else (logging.INFO, "plan")
         tell(level, event, "%s rows of %s, k %s: %s", problem.rows, problem.width, problem.k, made.why)
         return Prepared(problem, first, fallback)
 
-    def remembered(self, problem: Problem, route: str) -> Prepared | None:
+    def remembered(self, problem: Problem, route: str, share: Share | None = None) -> Prepared | None:
         """What `prepare_once` made for this problem, if it is still kept."""
+        key = problem, route, share
         with self._memory:
-            found = self._remembered.get((problem, route))
+            found = self._remembered.get(key)
             if found is not None:
-                self._remembered.move_to_end((problem, route))
+                self._remembered.move_to_end(key)
             return found
 
-    def prepare_once(self, problem: Problem, route: str) -> Prepared:
-        """`prepare`, remembered for the latest problems."""
-        found = self.remembered(problem, route)
+    def prepare_once(self, problem: Problem, route: str, share: Share | None = None) -> Prepared:
+        """`prepare`, remembered for the latest problems, each share of the device by itself."""
+        found = self.remembered(problem, route, share)
         if found is None:
-            made = self.prepare(problem, route=route)
+            made = self.prepare(problem, route=route, share=share)
             with self._memory:
-                found = self._remembered.setdefault((problem, route), made)
+                found = self._remembered.setdefault((problem, route, share), made)
                 if len(self._remembered) > _REMEMBERED:
                     self._remembered.popitem(last=False)
         return found
@@ -472,9 +498,8 @@ class Engine:
         return _Launcher(self.driver, made, self._raise_limit(made.variant, made.smem_bytes))
 
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _engines: dict[int, Engine] = {}  # the latest used last
-_launchers: weakref.WeakSet[_Launcher] = weakref.WeakSet()
 
 
 def current_engine() -> Engine:
@@ -497,14 +522,7 @@ def current_engine() -> Engine:
         return found
 
 
+@forks.in_child
 def _in_child() -> None:
-    """After a fork: whatever another thread held, and every engine, stays with the parent."""
-    global _lock
-    _lock = threading.Lock()
+    """Every engine stays with the parent."""
     _engines.clear()
-    for launcher in _launchers:
-        launcher.unlock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

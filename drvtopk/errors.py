@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "TopKError",
     "WorkspaceTooSmall",
 ]
+
+_SHOWN = 3  # lines of a compiler's log
 
 
 class TopKError(Exception):
@@ -55,17 +58,22 @@ class NotPrepared(TopKError):
 
 
 class CompilerUnavailable(TopKError):
-    """NVRTC could not be loaded, or is newer than the driver can read."""
+    """NVRTC is missing, incomplete, too old, or newer than the driver can read; or compiling is forbidden."""
 
 
 class CompileError(TopKError):
-    """NVRTC refused an instantiation; the message carries its log."""
+    """NVRTC refused an instantiation. The message has its first errors, `log` all it said, `options` what it got."""
 
     def __init__(self, what: str, options: Sequence[str], log: str) -> None:
         self.what = what
         self.options = tuple(options)
         self.log = log
-        super().__init__(f"{what} did not compile with {' '.join(options)}\n{log}")
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        found = [line for line in lines if re.search(r"\berror\b[^:]{0,9}:", line)] or lines
+        shown = found[:_SHOWN]
+        if len(found) > _SHOWN:
+            shown.append(f"and {len(found) - _SHOWN} more (`CompileError.log`)")
+        super().__init__("\n  ".join([f"{what} did not compile:", *shown]))
 
 
 class DriverUnavailable(TopKError):

@@ -116,6 +116,8 @@ def _forbidden(problem: Problem | None, p: Plan) -> bool:
 
 def _rejected(p: Plan, r: Rejected, problem: Problem | None) -> str:
     shape = f"{r.route}, {_of(r.group, 'block')} of {r.chunk:,} values a row with {r.smem_bytes:,} bytes each"
+    if r.route == "clustered":
+        return f"{shape}: the driver refused such clusters."
     if r.occupancy < 1:
         return f"{shape}: not even one such block fits an SM."
     if r.group > r.resident_cap:
@@ -142,6 +144,8 @@ def _hints(p: Plan, problem: Problem | None) -> Iterator[str]:
     if p.rejected is not None:
         if _forbidden(problem, p):
             yield "waits='allowed' lets several blocks share a long row."
+        elif p.rejected.route == "clustered":
+            yield "prepare(stream=...) plans for the SMs of the stream's green context; smaller clusters may fit there."
         elif p.rejected.occupancy < 1:
             yield f"a block has to do with {p.smem_optin:,} bytes of shared memory: smaller chunks would fit."
         elif p.rejected.group > p.rejected.resident_cap:

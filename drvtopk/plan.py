@@ -58,7 +58,8 @@ class Problem:
     offset: int = 0
     """The base address in elements modulo 8 (0: aligned to the widest load)."""
     max_seq_len: int | None = None
-    """A hint: no length is expected to exceed it; the width unless given. A wrong hint costs time only."""
+    """A hint: no length is expected to exceed it; the width unless given. A wrong hint costs time only. It counts as
+    the next power of two, or as the width, so that a hint that changes with every step rarely makes a new problem."""
     waits: str = "allowed"
     """"never": only launches in which no block waits for another, so that one free block slot is enough to finish."""
     sm_budget: int | None = None
@@ -78,7 +79,8 @@ class Problem:
         _check_int("offset", self.offset, 0, 2**62)
         if self.max_seq_len is None:
             object.__setattr__(self, "max_seq_len", self.width)
-        _check_int("max_seq_len", self.max_seq_len, 0, MAX_WIDTH)
+        hint = _check_int("max_seq_len", self.max_seq_len, 0, MAX_WIDTH)
+        object.__setattr__(self, "max_seq_len", min(1 << (hint - 1).bit_length(), self.width) if hint else 0)
         if self.waits not in WAITS:
             raise InvalidArgument("waits", repr(self.waits), " or ".join(map(repr, WAITS)))
         if self.sm_budget is not None:
@@ -94,12 +96,12 @@ class Problem:
     def longest(self) -> int:
         """The longest row that the hint lets us expect."""
         assert self.max_seq_len is not None  # a type fact: __post_init__ set it
-        return min(self.max_seq_len, self.width)
+        return self.max_seq_len
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """The cooperative launch that did not fit, kept in the fallback's plan so that its reason can be recomputed."""
+    """The launch that did not fit or was refused, kept in the fallback's plan so that its reason can be recomputed."""
 
     route: str
     vec_size: int
@@ -563,9 +565,21 @@ def plan(
     return replace(_filtered(problem, device, occupancy, tuning, f"fallback: {constraint}"), rejected=found)
 
 
-def after_refusal(refused: Plan, problem: Problem, device: DeviceInfo, occupancy: Occupancy, reason: str) -> Plan:
-    """The fallback for a cooperative plan that the driver would not launch; `reason` says what it answered."""
+def after_refusal(
+    refused: Plan, problem: Problem, device: DeviceInfo, occupancy: Occupancy, reason: str | None = None
+) -> Plan:
+    """The fallback for a plan, cooperative or clustered, that the driver would not launch: one block per row.
+
+    None of its blocks waits. `reason` says what the driver answered; None: that it refused the launch.
+    """
     if problem.sm_budget is not None:
         device = device.with_limits(sms=min(device.sms, problem.sm_budget))
-    why = f"fallback: {reason} for {refused.grid} blocks, {refused.resident_cap} were to fit"
-    return replace(_filtered(problem, device, occupancy, refused.tuning, why), rejected=_attempt(refused))
+    if refused.route == "clustered":
+        why = reason or (
+            f"the driver refused the launch in clusters of {refused.group} blocks (912, INVALID_CLUSTER_SIZE)"
+        )
+    else:
+        why = reason or "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
+        why += f" for {refused.grid} blocks, {refused.resident_cap} were to fit"
+    fallback = _filtered(problem, device, occupancy, refused.tuning, f"fallback: {why}")
+    return replace(fallback, rejected=_attempt(refused))

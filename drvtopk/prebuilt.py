@@ -54,7 +54,7 @@ class Prebuilt:
     def __init__(self, folders: Iterable[str | os.PathLike[str]] = ()) -> None:
         self.folders = tuple(Path(folder).absolute() for folder in folders)
         self._read: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
-        self._warned: set[str] = set()
+        self._warned: dict[str, object] = {}
 
     def find(self, variant: Variant, arch: str) -> Found | None:
         """The kernel, verified, or None. Never raises for what is in a folder."""
@@ -96,8 +96,8 @@ class Prebuilt:
         return listed
 
     def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+        ours = object()
+        if self._warned.setdefault(text, ours) is ours:  # only one thread is the first
             tell(logging.WARNING, "prebuilt", "%s", text)
             warnings.warn(text, CacheWarning, stacklevel=2)
 
@@ -128,7 +128,7 @@ class Prebuilt:
         read = self._read.get(folder)
         return len(read[1].kernels) if read is not None else 0
 
-    def unavailable(self, variant: Variant, arch: str, reason: CompilerUnavailable) -> CompilerUnavailable:
+    def unavailable(self, variant: Variant, arch: str, reason: Exception) -> CompilerUnavailable:
         """What to raise where `variant` is in no folder and there is no compiler either, and what would help."""
         looked = ", ".join(map(str, self.folders)) or f"no folder, as {CUBINS_VARIABLE} names none"
         return CompilerUnavailable(
@@ -190,6 +190,7 @@ def current() -> Prebuilt:
     if _named is not None:
         return _named
     value = os.environ.get(CUBINS_VARIABLE, "")
-    if _environments[0] != value:
-        _environments = value, Prebuilt(part for part in value.split(os.pathsep) if part)
-    return _environments[1]
+    known = _environments  # one look: another thread may change it
+    if known[0] != value:
+        known = _environments = value, Prebuilt(part for part in value.split(os.pathsep) if part)
+    return known[1]

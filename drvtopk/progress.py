@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextvars import ContextVar
 from typing import Any, TypeVar
+
+from drvtopk import forks
 
 T = TypeVar("T")
 
@@ -57,36 +58,41 @@ class _Compiling:
     """How many kernels a preparation has compiled; how many there will be nobody knows before."""
 
     def __init__(self) -> None:
+        self._lock = forks.lock()  # several threads may compile for one preparation
+        self._begun = False
         self._done = 0
         self._bar: Any = None
 
     def begin(self, what: str) -> None:
         label = f"drvtopk: compiling {what}"
-        if self._bar is None:
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
+        with self._lock:
+            if not self._begun:
+                with contextlib.suppress(ImportError):
+                    from tqdm import tqdm
 
-                shape = "{desc} ({n_fmt} done, {elapsed})"
-                self._bar = tqdm(desc=label, file=sys.stderr, leave=False, bar_format=shape)
-        if self._bar is None:
-            _write(f"{label} ({self._done} done)")
-        else:
-            self._bar.set_description_str(label)
+                    shape = "{desc} ({n_fmt} done, {elapsed})"
+                    self._bar = tqdm(desc=label, file=sys.stderr, leave=False, bar_format=shape)
+            self._begun = True
+            if self._bar is None:
+                _write(f"{label} ({self._done} done)")
+            else:
+                self._bar.set_description_str(label)
 
     def end(self) -> None:
-        self._done += 1
-        if self._bar is not None:
-            self._bar.update()
+        with self._lock:
+            self._done += 1
+            if self._bar is not None:
+                self._bar.update()
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._begun:
             _write("")
 
 
-_shown: ContextVar[list[_Compiling] | None] = ContextVar("drvtopk_compiling", default=None)
-_terminal = threading.Lock()  # held by the one preparation that shows; never waited for
+_shown: ContextVar[_Compiling | None] = ContextVar("drvtopk_compiling", default=None)
+_terminal = forks.lock()  # held by the one preparation that shows; never waited for
 
 
 @contextlib.contextmanager
@@ -95,26 +101,23 @@ def preparing() -> Iterator[None]:
     if not watched() or _shown.get() is not None or not _terminal.acquire(blocking=False):
         yield
         return
-    opened: list[_Compiling] = []
-    token = _shown.set(opened)
+    display = _Compiling()
+    token = _shown.set(display)
     try:
         yield
     finally:
         _shown.reset(token)
         _terminal.release()
-        for display in opened:
-            display.close()
+        display.close()
 
 
 @contextlib.contextmanager
 def compiling(what: str) -> Iterator[None]:
     """Around one compilation; shown inside `preparing` only."""
-    opened = _shown.get()
-    if opened is None:
+    display = _shown.get()
+    if display is None:
         yield
         return
-    if not opened:
-        opened.append(_Compiling())
-    opened[0].begin(what)
+    display.begin(what)
     yield
-    opened[0].end()
+    display.end()

@@ -13,7 +13,8 @@ from drvtopk import measured, spec
 from drvtopk.spec import Tuning
 
 DEVICE_ATTRIBUTES: Mapping[str, str] = {
-    "sms": "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, or the SMs of the green context (cuCtxGetDevResource)",
+    "sms": "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, or the SMs of the green context that is current "
+    "(cuCtxGetDevResource) or that the stream belongs to (cuStreamGetGreenCtx, cuGreenCtxGetDevResource)",
     "smem_optin": "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
     "smem_per_sm": "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR",
     "smem_reserved": "CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK",
@@ -34,11 +35,13 @@ GIVEN: Mapping[str, str] = {
     "align(n, to)": "n rounded up to a multiple of to",
     "occupancy": "asked after smem_bytes is known: cuOccupancyMaxActiveBlocksPerMultiprocessor of this very function "
     "with threads and smem_bytes, after its limit was raised (launch.before_asking)",
-    "clusters": "asked after the occupancy, if that is not 0: cuOccupancyMaxActiveClusters of this very function",
+    "clusters": "asked after the occupancy, if that is not 0: cuOccupancyMaxActiveClusters of this very function, "
+    "with the stream in the configuration where it belongs to a green context; 0 where that answers 912 "
+    "(CUDA_ERROR_INVALID_CLUSTER_SIZE)",
 }
 
 FORMULAE: Mapping[str, str] = {
-    "longest": "min(max_seq_len, width)",
+    "longest": "min(1 << (max_seq_len - 1).bit_length() if max_seq_len else 0, width)",
     "sms": "sms if sm_budget is None else min(sms, sm_budget)",
     "needs_cooperation": "route == 'persistent' and longest > radix_threshold",
     "widest": "vec_sizes[-1]",
@@ -107,8 +110,11 @@ LAUNCH: Mapping[str, str] = {
     "for each other; grid must not exceed resident_cap. Parameter `cooperative` is 1 then, else 0.",
     "clustered": "cuLaunchKernel: the cluster's size is compiled in; grid is a multiple of it.",
     "pdl": "If the variant has pdl: cuLaunchKernelEx with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 1.",
-    "refused": "If a cooperative launch answers 720 (CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE) nothing was launched: "
-    "plan the same problem with the route filtered, and launch that from then on.",
+    "refused": "If a cooperative launch answers 720 (CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE), or one in clusters 912 "
+    "(CUDA_ERROR_INVALID_CLUSTER_SIZE) or 720, nothing was launched: plan the same problem with the route filtered, "
+    "and launch that from then on. In a capture no launch is refused: with clusters the graph cannot be instantiated, "
+    "with a cooperative grid that exceeds the SMs of the stream's green context its replay hangs. So ask such a stream "
+    "for its SMs (cuStreamGetGreenCtx) before a cooperative launch.",
     "parameters": "One struct by value: the plain fields, and behind them the extended ones where the options have "
     "values, row_starts or page_table (parameter_bytes of the kernel). What is not used is 0.",
     "alignment": "logits to vec_size elements; out to an index; workspace to 128 bytes; int32 arrays to 4 bytes.",

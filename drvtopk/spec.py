@@ -75,7 +75,8 @@ def packed(fields: Sequence[tuple[str, str]]) -> struct.Struct:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Thresholds of the row paths, in elements. Small ones send tiny rows down every path (for tests)."""
+    """Thresholds of the row paths, in elements. Small ones send tiny rows down every path (for tests). Hints count as
+    powers of two (`Problem.max_seq_len`), so they lose nothing at thresholds that are powers of two."""
 
     short_max: int = 16384
     """Rows up to this length are held in shared memory by one block, where it has room for them."""

@@ -7,13 +7,13 @@ stream wait as well. Through pinned memory the host fills one buffer while the o
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from drvtopk import forks
 from drvtopk.driver import Driver
 
 BUFFER_BYTES = 4 << 20
@@ -27,7 +27,7 @@ class Staging:
     def __init__(self, driver: Driver, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._driver = driver
         self._size = buffer_bytes
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._buffers: list[tuple[int, Bytes, Any]] = []
 
     def _ready(self) -> list[tuple[int, Bytes, Any]]:

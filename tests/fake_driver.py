@@ -67,6 +67,7 @@ class FakeDriver:
         self.large_clusters: set[int] = set()
         self._next = 0x1000
         self.pinned: list[Any] = []
+        self.green: dict[int, tuple[int, int]] = {}  # stream: its green context's handle, and SMs
         self.capture_mode = "CU_STREAM_CAPTURE_MODE_GLOBAL"
         self.ordinal_of: Callable[[int], tuple[int, int]] = lambda address: (0, 0)  # what libcuda says: code, device
         self._native = _POINTER_ATTRIBUTE(self._ordinal_of)
@@ -164,6 +165,13 @@ class FakeDriver:
             return (801,)  # not supported
         return 0, SimpleNamespace(sm=SimpleNamespace(smCount=self.resource_sms))
 
+    def _cuStreamGetGreenCtx(self, stream: int) -> int:
+        return self.green.get(stream, (0, 0))[0]
+
+    def _cuGreenCtxGetDevResource(self, green: int, kind: str) -> Answer:
+        (sms,) = {sms for handle, sms in self.green.values() if handle == green}
+        return 0, SimpleNamespace(sm=SimpleNamespace(smCount=sms))
+
     def _cuFuncSetAttribute(self, function: int, attribute: str, value: int) -> Answer:
         if attribute == "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES":
             self.limits[function] = value
@@ -174,9 +182,15 @@ class FakeDriver:
     def _cuOccupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, smem: int) -> int:
         return self.blocks(smem) if smem <= self.limits.get(function, 48 * 1024) else 0
 
-    def resident_clusters(self, blocks: int, smem: int) -> int:
-        """Clusters of so many blocks that are resident at once: each lies in one of the parts of 16 SMs."""
-        full, rest = divmod(self.resource_sms or self.sms, 16)
+    def _sms_of(self, stream: int) -> int:
+        return self.green[stream][1] if stream in self.green else self.resource_sms or self.sms
+
+    def resident_clusters(self, blocks: int, smem: int, stream: int = 0) -> int:
+        """Clusters of so many blocks that are resident at once: each lies in one of the parts of 16 SMs. In a green
+        context in one of 8, and none is of more than 8 blocks, as in those of an H200."""
+        if stream in self.green:
+            return self._sms_of(stream) // 8 * (8 * self.blocks(smem) // blocks) if blocks <= 8 else 0
+        full, rest = divmod(self._sms_of(stream), 16)
         an_sm = self.blocks(smem)
         return full * (16 * an_sm // blocks) + rest * an_sm // blocks
 
@@ -189,12 +203,11 @@ class FakeDriver:
             return 0
         if size.x > 8 and function not in self.large_clusters:
             return 0
-        return self.resident_clusters(size.x, config.sharedMemBytes)
+        return self.resident_clusters(size.x, config.sharedMemBytes, getattr(config, "hStream", 0))
 
     def _cuLaunchCooperativeKernel(self, function: int, grid: int, *rest: Any) -> Answer:
-        smem = rest[5]
-        sms = self.resource_sms or self.sms
-        return (720,) if grid > sms * self.blocks(smem) else (0,)
+        smem, stream = rest[5], rest[6]
+        return (720,) if grid > self._sms_of(stream) * self.blocks(smem) else (0,)
 
     def _cuStreamIsCapturing(self, stream: int) -> int:
         return int(self.capturing)

@@ -1,4 +1,7 @@
-"""python -m drvtopk demo: the main job on real, sizeable input, checked against the numpy oracle."""
+"""python -m drvtopk demo: the launch that once deadlocked, and the main job, each checked against the numpy oracle.
+
+Without a GPU: what would be launched is compiled, with its fallback, and the numpy reference runs.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.api import devices, prepare, primary_context
+from drvtopk.api import devices, primary_context
 from drvtopk.cache import Cache, default_folder
+from drvtopk.cli import story
 from drvtopk.cli.indexer import HEAD_DIM, HEADS, indexer_logits
 from drvtopk.cli.output import add_json, print_json, print_table, whole
 from drvtopk.cli.planning import calculator
 from drvtopk.cli.selecting import NOT_ON_A_DEVICE
-from drvtopk.compiler import compile_variants
-from drvtopk.plan import Plan, Problem, plan
+from drvtopk.compiler import compile_variant
+from drvtopk.engine import Engine, Prepared, current_engine
+from drvtopk.plan import Plan, Problem, after_refusal, plan
 from drvtopk.reference import faults, topk_reference
-from drvtopk.spec import KNOWN_DEVICES, MAX_K, PLAIN, instantiations
+from drvtopk.spec import KNOWN_DEVICES, MAX_K
 
 ROWS, WIDTH, SEED = 16, 131072, 20250929
 LAUNCHES, RUNS = 20, 5
@@ -52,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         document, indices = _without_a_device(problem, logits, lengths, quiet=arguments.json)
     wrong = faults(logits, k, lengths, indices)
+    wrong += [f"{step['step']}: {fault}" for step in document.get("story", ()) for fault in step["faults"]]
     document |= {
         "rows": ROWS,
         "width": WIDTH,
@@ -77,34 +83,46 @@ def _on_a_device(
     problem: Problem, logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32], *, quiet: bool
 ) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
     with primary_context():
+        engine = current_engine()
+        told = []
+        for step in story.steps(engine, logits, _timed):
+            told.append(step)
+            if not quiet:
+                took = f"{step['microseconds']:.1f} us" if "microseconds" in step else f"{step['plan_ms']:.1f} ms"
+                print(f"{step['step']} ({took}): {step['seen']}", *step["faults"], sep="\n  WRONG: ")
         started = time.perf_counter()
-        prepared = prepare(rows=problem.rows, width=problem.width, k=problem.k)
+        prepared = engine.prepare(problem)
         seconds = time.perf_counter() - started
-        driver = prepared.engine.driver
-        indices = np.full((problem.rows, problem.k), 0x7B7B7B7B, dtype=np.int32)
-        sizes = (logits.nbytes, lengths.nbytes, indices.nbytes, prepared.workspace_bytes)
-        memory = [driver.mem_alloc(size) for size in sizes]
-        start, stop = driver.event_create(), driver.event_create()
-        times = []
-        try:
-            for address, array in zip(memory, (logits, lengths, indices), strict=False):
-                driver.copy_to_device(address, array)
-            for _ in range(1 + RUNS):  # the first run warms up
-                driver.event_record(start)
-                for _ in range(LAUNCHES):  # a single one would be timed with the host's own time to launch it
-                    prepared.launch(*memory)
-                driver.event_record(stop)
-                times.append(driver.event_elapsed_ms(start, stop) * 1000 / LAUNCHES)
-            driver.copy_to_host(indices, memory[2])
-        finally:
-            driver.event_destroy(start)
-            driver.event_destroy(stop)
-            for address in memory:
-                driver.mem_free(address)
-        made, device = prepared.plan, prepared.engine.device
-    microseconds = float(np.median(times[1:]))
+        indices, microseconds = _timed(engine, prepared, [logits, lengths])
+        made, device = prepared.plan, engine.device
     timed = f"a launch of {LAUNCHES} back to back between two events; median of {RUNS} such runs, L2 warm"
-    return _report(made, device.name, seconds, microseconds, timed, quiet=quiet), indices
+    return {"story": told} | _report(made, device.name, seconds, microseconds, timed, quiet=quiet), indices
+
+
+def _timed(engine: Engine, prepared: Prepared, arrays: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], float]:
+    """What a launch selects from logits and lengths, and its microseconds."""
+    driver, problem = engine.driver, prepared.problem
+    indices = np.full((problem.rows, problem.k), 0x7B7B7B7B, dtype=np.int32)
+    arrays = [*arrays, indices]
+    memory = [driver.mem_alloc(size) for size in (*(a.nbytes for a in arrays), prepared.workspace_bytes)]
+    start, stop = driver.event_create(), driver.event_create()
+    times = []
+    try:
+        for address, array in zip(memory, arrays, strict=False):
+            driver.copy_to_device(address, array)
+        for _ in range(1 + RUNS):  # the first run warms up
+            driver.event_record(start)
+            for _ in range(LAUNCHES):  # a single one would be timed with the host's own time to launch it
+                prepared.launch(*memory)
+            driver.event_record(stop)
+            times.append(driver.event_elapsed_ms(start, stop) * 1000 / LAUNCHES)
+        driver.copy_to_host(indices, memory[2])
+    finally:
+        driver.event_destroy(start)
+        driver.event_destroy(stop)
+        for address in memory:
+            driver.mem_free(address)
+    return indices, float(np.median(times[1:]))
 
 
 def _report(made: Plan, device: str, seconds: float, microseconds: float, timed: str, *, quiet: bool) -> dict[str, Any]:
@@ -126,15 +144,17 @@ def _without_a_device(
     problem: Problem, logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32], *, quiet: bool
 ) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
     device = KNOWN_DEVICES["h200"]
-    kernels = instantiations(device.arch, (problem.k,), routes=("persistent", "filtered"))
-    kernels += instantiations(device.arch, (problem.k,), PLAIN.vec_sizes[-1:], ("clustered",))
-    compiled = compile_variants(kernels, device.arch, cache=Cache(default_folder()), label=f"compile {device.arch}")
-    made = plan(problem, device, calculator(device))
+    asked = calculator(device)
+    made = plan(problem, device, asked)
+    variants = [made.variant]
+    if made.cooperative or made.variant.cluster > 1:
+        variants.append(after_refusal(made, problem, device, asked).variant)
+    compiled = [compile_variant(one, device.arch, cache=Cache(default_folder())) for one in variants]
     started = time.perf_counter()
     indices = topk_reference(logits, problem.k, lengths)
     seconds = time.perf_counter() - started
     if not quiet:
-        print(f"compiled {len(compiled)} instantiations for {device.arch}:")
+        print(f"compiled for {device.arch}: what is planned, and its fallback")
         print_table(
             ("instantiation", "registers", "spills", "cubin bytes"),
             ((one.what, one.info.registers, one.info.spill_bytes, one.info.cubin_bytes) for one in compiled),

@@ -13,7 +13,15 @@ from typing import Any
 from drvtopk import __version__
 from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.output import add_json, print_json, print_pairs
-from drvtopk.compiler import NVRTC_VARIABLE, check_arch, nvrtc_path, nvrtc_version, supported_archs
+from drvtopk.compiler import (
+    NVRTC_VARIABLE,
+    check_arch,
+    check_nvrtc,
+    never_compile,
+    nvrtc_path,
+    nvrtc_version,
+    supported_archs,
+)
 from drvtopk.driver import load
 from drvtopk.errors import CompilerUnavailable, InvalidArgument, TopKError
 from drvtopk.prebuilt import current
@@ -65,10 +73,13 @@ def examine() -> dict[str, Any]:
     devices = ask(driver.devices) if driver is not None else None
     version = ask(driver.driver_version) if driver is not None else None
     prebuilt = {kernel.arch for holding in holdings for kernel in holding.usable}
+    never = ask(never_compile)
+    nvrtc, without = None, None
     try:
-        nvrtc, without = nvrtc_version(), None
+        nvrtc = nvrtc_version()
+        check_nvrtc()
     except CompilerUnavailable as error:
-        nvrtc, without = None, str(error)
+        without = str(error)
         if not prebuilt.intersection(d.arch for d in devices or []):  # else what is prebuilt runs all the same
             missing.insert(0, without)
     if nvrtc and version and nvrtc[0] > version[0]:
@@ -90,6 +101,7 @@ def examine() -> dict[str, Any]:
         "nvrtc": _dotted(nvrtc) if nvrtc else None,
         "nvrtc_path": ask(nvrtc_path) if nvrtc else None,
         "nvrtc_variable": os.environ.get(NVRTC_VARIABLE),
+        "compiles": {True: "never", False: "what is needed"}.get(never),
         "archs": list(supported_archs()) if nvrtc else [],
         "driver": _dotted(version) if version else None,
         "devices": [

@@ -4,9 +4,10 @@
 //
 //   FAKE_CUDA_NAME, _CC (90), _SMS, _OPTIN, _PER_SM, _THREADS   the device; an H200 unless set
 //   FAKE_CUDA_LOG     a file that each launch adds a line to: the call, the kernel, grid, block, shared memory
-//   FAKE_CUDA_FAULT   refuse: every cooperative launch is too large; full: no block of any kernel fits an SM;
-//                     missed: the largest element of each row is overlooked; behind: the output's end is overrun;
-//                     memory: no memory is left; late: a launch fails when it is waited for
+//   FAKE_CUDA_FAULT   refuse: no cooperative grid and no cluster can be resident; full: no block of any kernel fits an
+//                     SM; sizes: no size of clusters is known; missed: the largest element of each row is overlooked;
+//                     behind: the output's end is overrun; memory: no memory is left; late: a launch fails when it is
+//                     waited for
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -217,7 +218,9 @@ API CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction function, co
       size->value.clusterDim.z != 1 || config->gridDimX % size->value.clusterDim.x) {
     return CUDA_ERROR_INVALID_VALUE;
   }
-  if (size->value.clusterDim.x > PORTABLE && !function->large_clusters) return CUDA_ERROR_INVALID_VALUE;
+  if (fault("sizes") || (size->value.clusterDim.x > PORTABLE && !function->large_clusters)) {
+    return CUDA_ERROR_INVALID_CLUSTER_SIZE;  // as an H200 answers
+  }
   *clusters =
       sms() * resident(function, (int)config->blockDimX, config->sharedMemBytes) / (int)size->value.clusterDim.x;
   return CUDA_SUCCESS;
@@ -398,10 +401,18 @@ static CUresult run(const char* call, CUfunction function, unsigned grid, unsign
   return CUDA_SUCCESS;
 }
 
+// A launch in clusters where none can be resident.
+static int refused(CUfunction function, unsigned int grid, unsigned int block, unsigned int smem) {
+  if (!fault("refuse") || !strstr(function->entry, "clustered")) return 0;
+  note("refused", function, grid, block, smem);
+  return 1;
+}
+
 API CUresult cuLaunchKernel(CUfunction function, unsigned int x, unsigned int y, unsigned int z, unsigned int block_x,
                             unsigned int block_y, unsigned int block_z, unsigned int smem, CUstream stream,
                             void** parameters, void** extra) {
   if (y != 1 || z != 1 || block_y != 1 || block_z != 1 || extra) return CUDA_ERROR_INVALID_VALUE;
+  if (refused(function, x, block_x, smem)) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
   return run("cuLaunchKernel", function, x, block_x, smem, stream, parameters, 0);
 }
 
@@ -422,6 +433,9 @@ API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function,
       config->numAttrs != 1 || overlap->id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION ||
       overlap->value.programmaticStreamSerializationAllowed != 1) {
     return CUDA_ERROR_INVALID_VALUE;
+  }
+  if (refused(function, config->gridDimX, config->blockDimX, config->sharedMemBytes)) {
+    return CUDA_ERROR_INVALID_CLUSTER_SIZE;
   }
   return run("cuLaunchKernelEx", function, config->gridDimX, config->blockDimX, config->sharedMemBytes, config->hStream,
              parameters, 0);

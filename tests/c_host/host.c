@@ -226,36 +226,41 @@ static int clusters(void* user, const drvtopk_kernel* kernel, uint32_t smem_byte
   const uint32_t size = (uint32_t)kernel->cluster;
   CUlaunchConfig config;
   CUlaunchAttribute attribute;
+  CUresult code;
   configure(&config, size, (uint32_t)kernel->threads, smem_bytes, NULL, &attribute);
   attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
   attribute.value.clusterDim.x = size;
   attribute.value.clusterDim.y = attribute.value.clusterDim.z = 1;
-  check(cu.max_clusters(&found, function, &config), "cuOccupancyMaxActiveClusters");
+  code = cu.max_clusters(&found, function, &config);
+  if (code == CUDA_ERROR_INVALID_CLUSTER_SIZE) return 0;
+  check(code, "cuOccupancyMaxActiveClusters");
   return found;
 }
 
-// One launch. False: a cooperative grid that this context can never hold; nothing was launched.
+// One launch. False: blocks that wait for each other can never be resident here together; nothing was launched.
 static bool launch(kernels* all, const drvtopk_plan* plan, drvtopk_extended_params* params, CUstream stream) {
   const CUfunction function = raised(all, plan->kernel, plan->smem_bytes);
+  const char* call = "cuLaunchKernel";
   void* parameters[1];
+  CUresult code;
   parameters[0] = params;
   if (plan->cooperative) {
-    const CUresult code =
-        cu.launch_cooperative(function, plan->grid, 1, 1, plan->block, 1, 1, plan->smem_bytes, stream, parameters);
-    if (code == CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE) return false;
-    check(code, "cuLaunchCooperativeKernel");
+    call = "cuLaunchCooperativeKernel";
+    code = cu.launch_cooperative(function, plan->grid, 1, 1, plan->block, 1, 1, plan->smem_bytes, stream, parameters);
   } else if (plan->pdl) {
     CUlaunchConfig config;
     CUlaunchAttribute attribute;
     configure(&config, plan->grid, plan->block, plan->smem_bytes, stream, &attribute);
     attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attribute.value.programmaticStreamSerializationAllowed = 1;
-    if (!cu.launch_ex) stop(FAILED, "the driver lacks", "cuLaunchKernelEx");
-    check(cu.launch_ex(&config, function, parameters, NULL), "cuLaunchKernelEx");
+    call = "cuLaunchKernelEx";
+    if (!cu.launch_ex) stop(FAILED, "the driver lacks", call);
+    code = cu.launch_ex(&config, function, parameters, NULL);
   } else {
-    check(cu.launch(function, plan->grid, 1, 1, plan->block, 1, 1, plan->smem_bytes, stream, parameters, NULL),
-          "cuLaunchKernel");
+    code = cu.launch(function, plan->grid, 1, 1, plan->block, 1, 1, plan->smem_bytes, stream, parameters, NULL);
   }
+  if (drvtopk_is_refusal(plan, (int)code)) return false;
+  check(code, call);
   return true;
 }
 

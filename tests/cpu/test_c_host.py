@@ -36,6 +36,7 @@ from drvtopk.spec import (
     CLUSTERS,
     DEFAULT_TUNING,
     KNOWN_DEVICES,
+    MAX_COUNTED,
     MAX_ROWS,
     MAX_WIDTH,
     PLAIN,
@@ -241,13 +242,14 @@ class Drawn:
         stride = chance.choice([None, width + chance.randint(0, 9), (width + 15) // 8 * 8])
         most = MAX_STRIDE // max(rows, 1)
         stride = most if (width if stride is None else stride) > most else stride
+        self.hint = chance.choice([None, None, 0, 8192, 32768, 32769, chance.randint(0, 3_000_000)])
         self.problem = Problem(
             rows=rows,
             width=width,
             k=k,
             stride=stride,
             offset=chance.choice([0, 0, 0, chance.randint(0, 9), 2**62]),
-            max_seq_len=chance.choice([None, None, 0, 8192, 32768, 32769, chance.randint(0, 3_000_000)]),
+            max_seq_len=self.hint,
             waits=chance.choice(["allowed", "allowed", "never"]),
             sm_budget=chance.choice([None, None, 1, 8, 66, chance.randint(1, 300), MAX_ROWS]),
             options=options,
@@ -262,7 +264,7 @@ class Drawn:
             self.how["tuning"] = Tuning(
                 sms_to_share=chance.choice([1, 8, 16, 132, MAX_WIDTH]),
                 min_chunk=chance.choice([1, 999, 4096, 100_000, MAX_WIDTH]),
-                max_candidates=chance.choice([1, 1000, 8192, MAX_WIDTH]),
+                max_candidates=chance.choice([1, 1000, 8192, MAX_COUNTED // 4]),
             )
         self.registers = chance.choice([32, 32, 40, 64, 64, 127])
         self.salt = chance.random() if chance.random() < 0.2 else None  # answers that no calculator gives
@@ -312,6 +314,11 @@ class Drawn:
             return self._random(variant, smem_bytes, 20)
         return calculated_clusters(self.device, variant.cluster, 65536 // (self.registers * variant.threads))
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The problem as the caller says it, the hint not rounded."""
+        return asdict(self.problem) | {"max_seq_len": self.problem.width if self.hint is None else self.hint}
+
     def answers(self) -> list[tuple[str, Variant, int]]:
         """What was asked since the last look."""
         asked, self.asked = self.asked, []
@@ -332,14 +339,14 @@ def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any) -> None
             made = plan(drawn.problem, drawn.device, drawn.occupancy, clusters=drawn.clusters, **drawn.how)
         except PlanError as error:
             asked = drawn.answers()
-            code, text = shim.plan(drawn.problem, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
+            code, text = shim.plan(drawn.given, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
             assert shim.error(code).startswith("the route cannot run"), f"{about}: {code} {text}"
             assert text == error.constraint, about
             assert drawn.answers() == asked, about
             seen["refused"] = seen.get("refused", 0) + 1
             continue
         asked = drawn.answers()
-        code, text = shim.plan(drawn.problem, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
+        code, text = shim.plan(drawn.given, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
         assert code == 0, f"{about}: {text}"
         assert json.loads(text) == as_printed(made), about
         assert drawn.answers() == asked, about
@@ -347,13 +354,13 @@ def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any) -> None
         seen[kind] = seen.get(kind, 0) + 1
         for how in ("measured fastest", "by a model"):
             seen[how] = seen.get(how, 0) + (how in made.why)
-        if made.cooperative:
+        if made.cooperative or made.route == "clustered":
             follows: Plan | str
+            reason = chance.choice([None, "the driver said no"])
             try:
-                follows = after_refusal(made, drawn.problem, drawn.device, drawn.occupancy, REASON)
+                follows = after_refusal(made, drawn.problem, drawn.device, drawn.occupancy, reason)
             except PlanError as error:
                 follows = error.constraint
-            reason = chance.choice([None, REASON])
             code, text = shim.plan(
                 drawn.problem,
                 drawn.device,
@@ -717,9 +724,10 @@ def planned_by_python(problem: Problem, **how: Any) -> dict[str, Any]:
     def clusters(variant: Variant, smem_bytes: int) -> int:
         return HOPPER.sms * occupancy(variant, smem_bytes) // variant.cluster
 
+    refused = how.pop("refused", False)
     made = plan(problem, HOPPER, occupancy, clusters=clusters, **how)
-    if how.pop("refused", False):
-        made = after_refusal(made, problem, HOPPER, occupancy, REASON)
+    if refused:
+        made = after_refusal(made, problem, HOPPER, occupancy)
     return as_printed(made)
 
 
@@ -791,6 +799,25 @@ def test_a_refused_cooperative_launch_becomes_the_fallback(host: Host, tmp_path:
     assert ran.plan["rejected"] == {name: first[name] for name in ran.plan["rejected"]}
     assert launched(json.dumps(ran.plan)) == launched(json.dumps(planned_by_python(problem, route="filtered")))
     assert faults(x, K, None, ran.indices) == []
+
+
+def test_a_refused_launch_in_clusters_becomes_the_fallback(host: Host, tmp_path: Path) -> None:
+    x = logits(2, 40_000)
+    ran = run(host, x, tmp_path, route="clustered", fault="refuse", repeat=3)
+    problem = Problem(rows=2, width=40_000, k=K)
+    assert ran.calls == ["refused", *["cuLaunchKernel"] * 3]
+    assert ran.plan == planned_by_python(problem, route="clustered", refused=True)
+    assert "clusters of 16 blocks (912" in ran.plan["why"] and ran.plan["rejected"]["route"] == "clustered"
+    assert launched(json.dumps(ran.plan)) == launched(json.dumps(planned_by_python(problem, route="filtered")))
+    assert faults(x, K, None, ran.indices) == []
+
+
+def test_a_cluster_size_that_the_driver_knows_nothing_of_does_not_fit(host: Host, tmp_path: Path) -> None:
+    x = logits(2, 131_072)
+    ran = run(host, x, tmp_path, fault="sizes")
+    assert ran.plan["route"] in ("filtered", "persistent") and faults(x, K, None, ran.indices) == []
+    named = run(host, x, tmp_path, fault="sizes", route="clustered", group=8)
+    assert named.code == 3 and "no cluster of 8 blocks" in named.said
 
 
 def test_values_and_row_starts_reach_the_kernel(host: Host, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +157,116 @@ def test_processes_that_write_the_same_entries_never_read_a_part(tmp_path: Path)
         process.join()
         assert process.exitcode == 0
     assert files(tmp_path) == sorted(caching.key([bytes([n])]) for n in range(4))
+
+
+# -- one at a time -----------------------------------------------------------------------------------------------------
+
+
+class Enough(Exception):
+    """It would have waited."""
+
+
+def never_wait() -> None:
+    raise Enough
+
+
+def is_free(folder: Path) -> bool:
+    try:
+        with Cache(folder).alone(NAME, never_wait):
+            return True
+    except Enough:
+        return False
+
+
+def test_who_has_a_key_is_alone_with_it_and_leaves_no_file(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with Cache(folder).alone(NAME, never_wait):
+        assert not is_free(folder), "a thread of this process waits too"
+        with Cache(folder).alone(caching.key([b"another"]), never_wait):
+            pass
+        Cache(folder).put(NAME, PAYLOAD)
+    assert is_free(folder)
+    with pytest.raises(ValueError, match="it"), Cache(folder).alone(NAME, never_wait):
+        raise ValueError("it")
+    assert is_free(folder) and files(folder) == [NAME]
+
+
+def test_a_file_that_was_removed_while_one_waited_is_no_lock(tmp_path: Path) -> None:
+    first, second = Cache(tmp_path), Cache(tmp_path)
+    seen: list[str] = []
+    with contextlib.ExitStack() as held:
+        held.enter_context(first.alone(NAME, never_wait))
+
+        def pause() -> None:
+            seen.append("waits")
+            held.close()
+
+        with second.alone(NAME, pause):
+            assert seen == ["waits"] and not is_free(tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_a_file_that_was_removed_before_it_was_locked_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    lock, seen = fcntl.flock, 0
+
+    def flock(handle: int, operation: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 1:
+            (tmp_path / f".lock-{NAME}").unlink()
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Cache(tmp_path).alone(NAME, lambda: None):
+        assert seen == 2 and files(tmp_path) == [f".lock-{NAME}"] and not is_free(tmp_path)
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from drvtopk.cache import Cache
+with Cache(Path(sys.argv[1])).alone(sys.argv[2], time.sleep):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path), NAME], stdout=subprocess.PIPE, text=True, cwd=root
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert not is_free(tmp_path)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert is_free(tmp_path) and files(tmp_path) == [], "its file is taken over, and then removed"
+
+
+def test_where_there_are_no_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(caching, "_LOCK_SECONDS", 0.2)
+    for folder in (None, tmp_path / "file" / "cache"):
+        with Cache(folder).alone(NAME, never_wait), Cache(folder).alone(NAME, never_wait):
+            pass
+    with Cache(tmp_path).alone(NAME, never_wait), Cache(tmp_path).alone(NAME, lambda: time.sleep(0.01)):
+        pass  # the other took too long
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fcntl", None)
+        assert is_free(tmp_path)
+
+    def unsupported(handle: int, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with Cache(tmp_path).alone(NAME, never_wait), Cache(tmp_path).alone(NAME, never_wait):
+        pass
 
 
 def test_the_folder_is_the_one_named_else_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,18 +32,31 @@ def test_demo_times_launches_back_to_back_and_nothing_else(
     assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["route"] == "clustered"
     assert (found["seed"], found["heads"], found["head_dim"]) == (demo.SEED, indexer.HEADS, indexer.HEAD_DIM)
     timed = [name for name in api.names if name.startswith(("cuEvent", "cuLaunch"))]
-    first = timed.index("cuEventRecord")
     run = ["cuEventRecord", *["cuLaunchKernel"] * demo.LAUNCHES, "cuEventRecord"]
     run += ["cuEventSynchronize", "cuEventElapsedTime"]
-    assert timed[first:-2] == run * (1 + demo.RUNS)
+    assert timed[-2 - len(run) * (1 + demo.RUNS) : -2] == run * (1 + demo.RUNS)
     assert found["microseconds"] == pytest.approx(0.001 * 1000 / demo.LAUNCHES)  # the emulated device's millisecond
     assert f"{demo.LAUNCHES} back to back" in found["timed"]
+
+
+def test_demo_tells_what_becomes_of_the_launch_that_once_deadlocked(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--json"]) == 0
+    refused, planned, oversubscribed = json.loads(capsys.readouterr().out)["story"]
+    assert "cannot run" in refused["seen"] and "265" in refused["seen"] and "264" in refused["seen"]
+    assert "headroom" in planned["step"] and planned["seen"].startswith("persistent") and planned["microseconds"] > 0
+    assert oversubscribed["step"].startswith("265 blocks") and "720" in oversubscribed["seen"]
+    assert "265 blocks, 264 were to fit" in oversubscribed["seen"]
+    assert [step["faults"] for step in (refused, planned, oversubscribed)] == [[], [], []]
+    grids = [args[1] for name, args in api.calls if name == "cuLaunchCooperativeKernel"]
+    assert grids.count(265) == 1 and set(grids) == {265, grids[0]} and grids[0] <= 264
 
 
 def test_the_warming_run_is_not_counted(
     api: EmulatedDriver, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([5000.0, 1.0, 1.0, 2.0, 3.0, 3.0])
+    times = iter([*[7.0] * 12, 5000.0, 1.0, 1.0, 2.0, 3.0, 3.0])  # two launches of the story first
     monkeypatch.setattr(api, "replace", {"cuEventElapsedTime": lambda *_: (0, next(times))})
     assert main(["demo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["microseconds"] == pytest.approx(2000 / demo.LAUNCHES)
@@ -79,7 +92,7 @@ def test_topk_reports_the_plan_that_ran(
     assert launched == ["cuLaunchKernel"], "what ran is what is reported"
     assert faults(x, 64, lengths, np.load(out)) == []
     assert main([*argv, "--max-seq-len", "100"]) == 0
-    assert json.loads(capsys.readouterr().out)["plan"]["max_seq_len"] == 100
+    assert json.loads(capsys.readouterr().out)["plan"]["max_seq_len"] == 128, "the next power of two"
     assert "cuLaunchCooperativeKernel" not in api.names, "the hint was given to what ran, too"
 
 
@@ -117,7 +130,7 @@ def test_topk_with_every_option_reports_what_ran_with_them(
     assert found["device"] == "Fake H200" and found["plan"]["route"] == route
     assert found["options"] == found["plan"]["options"] == dataclasses.asdict(options)
     assert len([name for name in api.names if name.startswith("cuLaunch")]) == 1
-    modules = 2 if route == "persistent" else 1  # with the fallback's; a plan of something else would load more
+    modules = 1 if route == "filtered" else 2  # with the fallback's; a plan of something else would load more
     assert api.names.count("cuModuleLoadData") == modules
     more: dict[str, Any] = {name: given[name] for name in ("row_starts", "page_table")}
     values = np.load(beside)

@@ -256,8 +256,26 @@ def test_a_source_that_does_not_compile_says_where_and_with_what(tmp_path: Path)
         compiled_stub(Cache(tmp_path), source=KERNEL.replace(b"kNumber", b"kUnknown"))
     assert 'stub.cu(2): error: identifier "kUnknown" is undefined' in refused.value.log
     assert refused.value.options[: len(options(VARIANT, ARCH))] == options(VARIANT, ARCH)
-    assert "-DDRVTOPK_K=512" in str(refused.value) and "kUnknown" in str(refused.value)
+    said = 'stub did not compile:\n  stub.cu(2): error: identifier "kUnknown" is undefined'
+    assert str(refused.value) == said and refused.value.what == "stub"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compile_error_shows_the_first_three_errors_and_how_many_more() -> None:
+    lines = [f'a.cuh({n}): error: identifier "x{n}" is undefined\n    x{n} + 1;\n    ^\n\n' for n in range(7)]
+    warning = "a.cuh(1): warning #177-D: variable was declared but never referenced: error of nobody\n"
+    log = warning + "".join(lines) + "7 errors detected in the compilation of a.cu.\n"
+    error = CompileError("it", ("-std=c++17",), log)
+    assert str(error).splitlines() == [
+        "it did not compile:",
+        *(f'  a.cuh({n}): error: identifier "x{n}" is undefined' for n in range(3)),
+        "  and 4 more (`CompileError.log`)",
+    ]
+    assert (error.what, error.options, error.log) == ("it", ("-std=c++17",), log)
+    ptxas = CompileError("it", (), "\nptxas application ptx input, line 9; error   : Feature needs PTX ISA 8.6\n")
+    assert str(ptxas).endswith(":\n  ptxas application ptx input, line 9; error   : Feature needs PTX ISA 8.6")
+    assert str(CompileError("it", (), "one\ntwo\nthree\nfour")).endswith("three\n  and 1 more (`CompileError.log`)")
+    assert str(CompileError("it", (), "")) == "it did not compile:"
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_90a", "sm_100a", "sm_100f", "sm_120a"])
@@ -269,6 +287,87 @@ def test_an_architecture_that_is_known(arch: str) -> None:
 def test_an_architecture_that_is_not(arch: str) -> None:
     with pytest.raises(InvalidArgument, match="sm_80, "):
         compile_variant(VARIANT, arch)
+
+
+# -- a switch ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_not_compiled_where_that_is_forbidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = compile_variant(VARIANT, ARCH, cache=Cache(tmp_path))
+    monkeypatch.setenv("DRVTOPK_COMPILE", "never")
+    monkeypatch.setattr(compiler, "_run", lambda *_: pytest.fail("it was compiled"))
+    assert compile_variant(VARIANT, ARCH, cache=Cache(tmp_path)).cubin == before.cubin
+    missing = replace(VARIANT, k=511)
+    for cache in (Cache(tmp_path), Cache(None), None):
+        for arch in (ARCH, "sm_999"):
+            with pytest.raises(CompilerUnavailable) as refused:
+                compile_variant(missing, arch, cache=cache)
+            said = str(refused.value)
+            assert said.startswith(f"filtered<511,4> for {arch} is not in the cache"), said
+            assert "DRVTOPK_COMPILE=never" in said
+            assert (str(tmp_path) in said) is (cache is not None and cache.folder is not None)
+    assert len(list(tmp_path.iterdir())) == 1, "not even a lock"
+    monkeypatch.setattr(compiler, "nvrtc_version", lambda: compiler._load())
+    monkeypatch.setattr(compiler, "_load", gone)
+    with pytest.raises(CompilerUnavailable, match=r"filtered<511,4> for sm_90a .*no NVRTC.*DRVTOPK_COMPILE=never"):
+        compile_variant(missing, ARCH, cache=Cache(tmp_path))
+
+
+def gone() -> Any:
+    raise CompilerUnavailable("no NVRTC")
+
+
+def test_the_switch_has_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRVTOPK_COMPILE", "")
+    assert not compiler.never_compile()
+    for value in ("Never", "0", "no", " never", "always"):
+        monkeypatch.setenv("DRVTOPK_COMPILE", value)
+        with pytest.raises(InvalidArgument, match=f"DRVTOPK_COMPILE: got '{value}', allowed is 'never', or nothing"):
+            compile_variant(VARIANT, ARCH)
+
+
+# -- processes that begin together -------------------------------------------------------------------------------------
+
+RANK = """
+import logging, sys
+from pathlib import Path
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+from drvtopk.cache import Cache
+from drvtopk.compiler import compile_variant, nvrtc_version
+from drvtopk.spec import Variant
+nvrtc_version()
+input()
+for k in (3, 5):
+    made = compile_variant(Variant(route="persistent", k=k, vec_size=1), "sm_90a", cache=Cache(Path(sys.argv[1])))
+    print("bytes", k, hash(made.cubin))
+"""
+
+
+def test_of_processes_that_begin_together_one_compiles_each_kernel(tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": "1"},
+        )
+        for _ in range(4)
+    ]
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write("\n")
+        rank.stdin.flush()
+    lines = [line for rank in ranks for line in rank.communicate(timeout=120)[0].splitlines()]
+    assert all(rank.returncode == 0 for rank in ranks)
+    for k in (3, 5):
+        assert len([one for one in lines if one.startswith(f"compiled persistent<{k},1> for sm_90a")]) == 1, lines
+        assert lines.count(f"persistent<{k},1> for sm_90a came from the cache") == 3
+    assert len({line for line in lines if line.startswith("bytes")}) == 2
+    assert len(list(tmp_path.iterdir())) == 2, "no locks are left"
 
 
 # -- threads -----------------------------------------------------------------------------------------------------------
@@ -395,6 +494,67 @@ def test_a_named_library_that_cannot_be_loaded_is_an_error(named: str) -> None:
 @linux
 def test_a_named_library_that_is_no_nvrtc_is_an_error() -> None:
     assert "cannot be loaded as NVRTC" in ask(named="libm.so.6")["error"]
+
+
+def test_an_nvrtc_that_is_too_old_is_named_with_version_path_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import nvrtc
+
+    path = compiler.nvrtc_path()
+    monkeypatch.setattr(compiler, "_nvrtc", None)
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", lambda: (0, 12, 6))
+    with pytest.raises(CompilerUnavailable) as refused:
+        compile_variant(VARIANT, ARCH)
+    said = str(refused.value)
+    assert said.startswith(f"NVRTC 12.6 ({path}) is too old: the kernels need 12.8, since clusters need PTX ISA 8.6")
+    assert "pip install 'nvidia-cuda-nvrtc-cu12>=12.8,<13'" in said and "DRVTOPK_NVRTC" in said
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", lambda: (0, 12, 8))
+    assert compiler.nvrtc_version() == (12, 8)
+
+
+def test_an_architecture_that_is_newer_than_this_nvrtc_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "supported_archs", lambda: ("sm_80", "sm_90", "sm_100"))
+    monkeypatch.setattr(compiler, "nvrtc_version", lambda: (12, 8))
+    with pytest.raises(InvalidArgument) as refused:
+        check_arch("sm_103a")
+    said = str(refused.value)
+    assert said.startswith("arch: got 'sm_103a', allowed is one of sm_80, sm_90, sm_100 (")
+    assert said.endswith(f"NVRTC 12.8 ({compiler.nvrtc_path()}) knows no other")
+
+
+COMPILES = ASK.replace("try:", "try:\n    compiler.check_nvrtc()")
+
+
+@linux
+def test_a_library_without_its_builtins_is_named(another: str, installed: str) -> None:
+    error = ask(named=another, code=COMPILES)["error"]
+    assert error.startswith(f"NVRTC 12.9 ({another}) does not find libnvrtc-builtins.so.12.9, which belongs beside it")
+    assert ask(named=installed, code=COMPILES)["path"] == installed
+
+
+@linux
+def test_doctor_names_a_library_without_its_builtins(another: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "drvtopk", "doctor"],
+        cwd=ROOT,
+        env={**os.environ, "DRVTOPK_NVRTC": another},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and f"NVRTC 12.9 ({another}) does not find libnvrtc-builtins" in done.stdout
+
+
+@pytest.mark.skipif("DRVTOPK_TEST_NVRTC" not in os.environ, reason="DRVTOPK_TEST_NVRTC names no second NVRTC")
+def test_the_oldest_nvrtc_compiles_the_kernels() -> None:
+    """The library of NVRTC 12.8.93, for one: `pip download --no-deps nvidia-cuda-nvrtc-cu12==12.8.93`, unpacked."""
+    code = """
+import json
+from drvtopk import compiler
+from drvtopk.spec import instantiations
+for arch in ("sm_80", "sm_90a"):
+    made = [compiler.compile_variant(v, arch) for v in instantiations(arch, (512,), (4,), groups=(16,))]
+print(json.dumps({"version": compiler.nvrtc_version()}))
+"""
+    assert ask(named=os.environ["DRVTOPK_TEST_NVRTC"], code=code)["version"] >= [12, 8]
 
 
 @pytest.mark.parametrize("missing", ["cuda", "cuda.bindings", "cuda.bindings.nvrtc"])

@@ -41,6 +41,11 @@ def refused() -> tuple[Plan, Problem]:
     return after_refusal(first, problem, H200, occupancy_of(H200), REFUSED), problem
 
 
+def refused_clusters() -> tuple[Plan, Problem]:
+    first, problem = made(H200, Problem(rows=4, width=400_000, k=1024), route="clustered")
+    return after_refusal(first, problem, H200, occupancy_of(H200)), problem
+
+
 def cases() -> dict[str, tuple[Plan, Problem]]:
     """Every route, every fallback, every hint."""
     P = Problem
@@ -69,6 +74,7 @@ def cases() -> dict[str, tuple[Plan, Problem]]:
         "fallback, not even one block fits": made(small, P(rows=4, width=100_000, k=64), chunk=25_000),
         "fallback, waiting is forbidden": made(A100, P(rows=2, width=200_000, k=1024, waits="never")),
         "fallback, the driver refused": refused(),
+        "fallback, the driver refused clusters": refused_clusters(),
         "dependent launch asked for in vain": made(A100, P(rows=2, width=2000, k=8, pdl=True)),
         "no rows": made(H200, P(rows=0, width=1000, k=8)),
     }

@@ -17,7 +17,9 @@ from drvtopk.measured import measured_times, modelled_times
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
 from drvtopk.spec import (
     CLUSTERS,
+    DEFAULT_TUNING,
     KNOWN_DEVICES,
+    MAX_WIDTH,
     NARROW_THREADS,
     ROUTES,
     DeviceInfo,
@@ -620,14 +622,34 @@ def test_a_budget_caps_the_clusters(group: int, budget: int) -> None:
     assert roomy.groups == sms * roomy.occupancy // group, "the driver knows of no budget"
 
 
+@pytest.mark.parametrize(
+    ("hint", "counts_as"),
+    [(0, 0), (1, 1), (2, 2), (3, 4), (8192, 8192), (8193, 16384), (30_000, 32768), (32769, 65536), (65_537, 100_000)],
+)
+def test_a_hint_counts_as_the_next_power_of_two(hint: int, counts_as: int) -> None:
+    """So that a hint which grows with every step is a new problem only now and then."""
+    made = Problem(rows=4, width=100_000, k=512, max_seq_len=hint)
+    assert made.max_seq_len == made.longest == counts_as
+    same = Problem(rows=4, width=100_000, k=512, max_seq_len=counts_as)
+    assert made == same and hash(made) == hash(same) and replace(made) == made
+    assert Problem(rows=1, width=MAX_WIDTH, k=1, max_seq_len=2**30 + 1).longest == MAX_WIDTH
+    for beyond in (None, 100_000, 100_001, MAX_WIDTH):
+        assert Problem(rows=4, width=100_000, k=512, max_seq_len=beyond).max_seq_len == 100_000
+
+
+def test_hints_lose_nothing_at_the_planners_thresholds() -> None:
+    for threshold in (DEFAULT_TUNING.radix_threshold, DEFAULT_TUNING.cluster_threshold, DEFAULT_TUNING.short_max):
+        assert Problem(rows=4, width=100_000, k=512, max_seq_len=threshold).longest == threshold
+
+
 def test_rows_that_need_no_cluster_are_not_given_one() -> None:
     for rows in (1, 16, 200):
         short = Problem(rows=rows, width=131_072, k=1024, max_seq_len=8192)
         assert plan(short, H200, limited(H200)).route == "filtered"
         assert cluster_plan(short).route == "clustered", "unless it is asked for"
     assert plan(Problem(rows=0, width=131_072, k=1024), H200, limited(H200)).route != "clustered"
-    longer = replace(LONG_ROWS, max_seq_len=20_001)
-    for threshold, route in ((20_000, "clustered"), (20_001, "filtered")):
+    longer = replace(LONG_ROWS, max_seq_len=32_768)
+    for threshold, route in ((32_767, "clustered"), (32_768, "filtered")):
         made = plan(longer, H200, limited(H200), tuning=Tuning(cluster_threshold=threshold))
         assert made.route == route and ("by a model" in made.why) is (route == "clustered")
 
@@ -770,7 +792,8 @@ def test_the_fastest_measured_route_is_planned(rows: int, length: int, route: st
     made = plan(Problem(rows=1, width=1_000_000, k=512), H200, limited(H200))
     assert made.route == "persistent" and made.cooperative
     hinted = Problem(rows=rows, width=3_000_000, k=512, max_seq_len=length)
-    assert plan(hinted, H200, limited(H200)).route == route, "the hint is what counts"
+    as_long = plan(Problem(rows=rows, width=hinted.longest, k=512), H200, limited(H200))
+    assert plan(hinted, H200, limited(H200)).route == as_long.route, "the hint is what counts"
     assert plan(replace(hinted, waits="never"), H200, limited(H200)).route == "filtered"
 
 

@@ -434,3 +434,29 @@ def test_doctor_is_content_without_a_compiler_where_kernels_for_the_device_are_p
     assert found["missing"] == [] and "/nonexistent/libnvrtc.so" in found["only_prebuilt"] and found["nvrtc"] is None
     fake.attributes |= {"COMPUTE_CAPABILITY_MAJOR": 8}
     assert main(["doctor"]) == 1, "there is no kernel for that device"
+
+
+# -- nothing is compiled -----------------------------------------------------------------------------------------------
+
+
+def test_where_compiling_is_forbidden_a_missing_kernel_is_named_with_the_switch(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRVTOPK_COMPILE", "never")
+    monkeypatch.setattr(compiler, "_run", lambda *_: pytest.fail("it was compiled"))
+    monkeypatch.setenv("DRVTOPK_CUBINS", str(exported))
+    made = make()
+    assert made.prepare(WIDE, route="filtered").plan.vec_size == 4, "what is prebuilt runs"
+    with pytest.raises(CompilerUnavailable) as refused:
+        made.prepare(Problem(rows=4, width=200_001, k=K), route="filtered")
+    said = str(refused.value)
+    assert said.startswith("filtered<") and "DRVTOPK_COMPILE=never" in said and str(exported) in said
+    monkeypatch.setenv("DRVTOPK_COMPILE", "nevr")
+    with pytest.raises(InvalidArgument, match="DRVTOPK_COMPILE: got 'nevr', allowed is 'never', or nothing"):
+        make().prepare(WIDE, route="filtered")
+
+
+def test_a_device_that_is_newer_than_the_compiler_is_named_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "supported_archs", lambda: ("sm_80",))
+    with pytest.raises(CompilerUnavailable, match=r"got 'sm_90a', allowed is one of sm_80 .*NVRTC 12\.\d+ .* no other"):
+        make().prepare(WIDE, route="filtered")

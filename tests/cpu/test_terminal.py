@@ -116,6 +116,18 @@ def test_commands_show_how_far_they_are(command: str, tmp_path: Path) -> None:
     assert code == 0 and out.startswith("{") and seen == ""
 
 
+def test_many_preparations_share_one_display(tmp_path: Path) -> None:
+    first = PREPARE.partition("drvtopk.prepare(")[0]
+    problems = '[dict(rows=2, width=9, k=k, route="filtered") for k in (5, 6)]'
+    many = f'{first}drvtopk.prepare_many({problems})\nprint("done")\n'
+    code, out, seen = in_a_terminal(many, "no tqdm", DRVTOPK_CACHE=str(tmp_path))
+    assert (code, out) == (0, "done\n"), seen
+    for k in (5, 6):
+        assert f"drvtopk: compiling filtered<{k},1,alone> for sm_90a (" in seen
+    assert seen.rpartition("\r")[2].replace("\033[K", "").strip() == "", "the line is cleared"
+    assert in_a_terminal(many, "no tqdm", DRVTOPK_CACHE=str(tmp_path)) == (0, "done\n", "")
+
+
 def test_two_preparations_at_once_do_not_write_over_each_other(tmp_path: Path) -> None:
     """The one that comes second shows nothing."""
     threads = PREPARE.replace(
@@ -125,11 +137,11 @@ drvtopk.prepare(rows=2, width=9, k=6, route="filtered")
         """import threading
 from drvtopk import compiler
 from drvtopk.progress import preparing
-really, both = compiler._run, threading.Barrier(2)
+really, both = compiler._compile, threading.Barrier(2)
 def run(what, *rest):
     both.wait(30)
     return really(what, *rest)
-compiler._run = run
+compiler._compile = run
 def one(k):
     with preparing():
         compiler.compile_variant(drvtopk.Variant(route="filtered", k=k, vec_size=1), "sm_80")

@@ -83,6 +83,11 @@ def test_blocks_that_do_not_wait_go_out_plainly(fake: FakeDriver) -> None:
         assert fake.names[-1] == "cuLaunchKernel" and not prepared.plan.cooperative
 
 
+def asked_before(launch: str) -> list[str]:
+    """What the driver is asked before a launch."""
+    return ["cuStreamGetGreenCtx"] if launch == "cuLaunchCooperativeKernel" else []
+
+
 @pytest.mark.parametrize("problem", [LONG, SHORT])
 @pytest.mark.parametrize(
     ("route", "call"),
@@ -94,14 +99,15 @@ def test_blocks_that_do_not_wait_go_out_plainly(fake: FakeDriver) -> None:
     ],
 )
 def test_a_prepared_call_is_one_driver_call(fake: FakeDriver, problem: Problem, route: str, call: str) -> None:
+    """One launch, and nothing that allocates, copies or waits. A cooperative one asks its stream for its SMs before."""
     prepared = make(fake).prepare(problem, route=route)
     if route == "persistent" and problem == SHORT:
         call = "cuLaunchKernel"  # nobody waits
     fake.calls.clear()
     for _ in range(3):
         prepared.launch(*ADDRESSES, stream=5)
-    assert fake.names == [call] * 3
-    for _, args in fake.calls:
+    assert fake.names == [*asked_before(call), call] * 3
+    for _, args in [made for made in fake.calls if made[0] == call]:
         assert args[8] == 5 and args[1:7] == (prepared.plan.grid, 1, 1, prepared.plan.variant.threads, 1, 1)
 
 
@@ -129,7 +135,9 @@ def test_a_bound_call_is_the_same_driver_call_and_no_more(fake: FakeDriver, rout
     bound(5)
     other(5)
     bound(7)
-    assert len(fake.calls) == 4 and len(set(fake.names)) == 1
+    launches = [name for name in fake.names if name in LAUNCHES]
+    assert len(launches) == 4 and len(set(launches)) == 1
+    assert fake.names == [*asked_before(launches[0]), launches[0]] * 4
     first, _, same, different, elsewhere = seen
     assert same == first and different != first and elsewhere[1] == first[1] and elsewhere[0] != first[0]
     fake.replace.clear()
@@ -145,12 +153,13 @@ def test_a_bound_cooperative_call_that_is_refused_falls_back(fake: FakeDriver) -
     fake.calls.clear()
     bound(5)
     bound(6)
-    assert fake.names == ["cuLaunchCooperativeKernel", "cuLaunchKernel", "cuLaunchKernel"]
+    assert fake.names == ["cuStreamGetGreenCtx", "cuLaunchCooperativeKernel", "cuLaunchKernel", "cuLaunchKernel"]
     assert [args[8] for name, args in fake.calls if name == "cuLaunchKernel"] == [5, 6]
     assert prepared.plan.route == "filtered" and prepared.plan.why.startswith("fallback: ")
     later(7)
     prepared.launch(*ADDRESSES, 8)
-    assert fake.names[3:] == ["cuLaunchCooperativeKernel", "cuLaunchKernel", "cuLaunchKernel"]
+    asked = ["cuStreamGetGreenCtx", "cuLaunchCooperativeKernel"]  # by `later`, which was bound before
+    assert fake.names[4:] == [*asked, "cuLaunchKernel", "cuLaunchKernel"]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +323,7 @@ def test_720_becomes_the_fallback_and_the_plan_says_so(fake: FakeDriver, caplog:
     fake.fail["cuLaunchCooperativeKernel"] = 720
     fake.calls.clear()
     prepared.launch(*ADDRESSES)
-    assert fake.names == ["cuLaunchCooperativeKernel", "cuLaunchKernel"]
+    assert fake.names == ["cuStreamGetGreenCtx", "cuLaunchCooperativeKernel", "cuLaunchKernel"]
     assert prepared.plan.route == "filtered" and not prepared.plan.cooperative
     assert "720" in prepared.plan.why and prepared.plan.rejected is not None
     assert "720" in caplog.text

@@ -24,6 +24,7 @@ def test_demo_runs_on_the_device_and_is_exact(gpu: Gpu, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert found["device"] == gpu.engine.device.name and found["exact"] and found["microseconds"] > 0
     assert found["plan"]["why"].startswith(f"{found['plan']['route']}: ")
+    assert [step["faults"] for step in found["story"]] == [[], [], []] and "720" in found["story"][2]["seen"]
 
 
 def test_topk_of_a_file_runs_on_the_device(gpu: Gpu, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

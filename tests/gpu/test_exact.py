@@ -64,6 +64,13 @@ def test_named_inputs_at_every_path(gpu: Gpu, name: str, route: str, k: int, vec
 
 
 @everywhere
+def test_scale_mixes(gpu: Gpu, route: str, k: int, vec: int) -> None:
+    """Log-probabilities with forced tokens, masks and sinks, in groups about as large as k."""
+    for width in (4100, 16_384, 33_000, 131_072):
+        gpu.check(make("scale_mixes", 12, width, seed=k + vec, k=k), k, route=route, vec=vec)
+
+
+@everywhere
 def test_ties_fill_the_prefix(gpu: Gpu, route: str, k: int, vec: int) -> None:
     gpu.check(make("winners_over_zeros", 3, 8320), k, route=route, vec=vec)
     gpu.check(make("relu_tail", 3, 8320), k, route=route, vec=vec)
