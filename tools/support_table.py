@@ -246,11 +246,12 @@ CLUSTERS_COMPILED = f"{COMPILED}test_clusters_of_every_size_compile_without_spil
 OPTIONS_COMPILED = f"{COMPILED}test_options_are_instantiations_of_their_own"
 OPTION_ARCHITECTURES = ("sm_80", "sm_90a", "sm_120a")
 """Where each option, and all of them at once, are compiled by the tests; elsewhere on first use, unseen by them."""
-ARCHITECTURE_TESTS = (
-    *(f"{PLAIN_COMPILED}[{arch}]" for arch in ARCHITECTURES),
-    *(f"{CLUSTERS_COMPILED}[{arch}]" for arch in ARCHITECTURES if max_cluster(arch) > 1),
-    *(f"{OPTIONS_COMPILED}[{arch}]" for arch in OPTION_ARCHITECTURES),
-)
+ARCHITECTURE_TESTS = {
+    PLAIN_COMPILED: ARCHITECTURES,
+    CLUSTERS_COMPILED: tuple(arch for arch in ARCHITECTURES if max_cluster(arch) > 1),
+    OPTIONS_COMPILED: OPTION_ARCHITECTURES,
+}
+"""The tests that compile for architectures, the first part of their parameters, and for which."""
 
 
 def _cell(tests: Sequence[str]) -> str:

@@ -1,11 +1,37 @@
-"""What the tests here share: a folder of compiled kernels for each session, and plans that no measurement decides."""
+"""What the tests here share: a folder of compiled kernels, and plans that no measurement decides."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from drvtopk import measured
+from drvtopk import engine, measured
 from drvtopk.cache import Cache
+from drvtopk.spec import KernelInfo, Variant
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def kernels_folder() -> Path:
+    """In DRVTOPK_CACHE or the temporary folder; one for all processes and runs, until the code that fills it changes.
+
+    What the code puts there has the kernels' sources, the options and NVRTC's version in its key.
+    """
+    package = ROOT / "drvtopk"
+    digest = hashlib.sha256()
+    for path in (*sorted(package.glob("compile*.py")), package / "cache.py", package / "spec.py"):
+        digest.update(path.read_bytes())
+    given = os.environ.get("DRVTOPK_CACHE")
+    base = Path(given) if given else Path(tempfile.gettempdir()) / f"drvtopk-tests-{os.getuid()}"
+    return base / f"tests-{digest.hexdigest()[:12]}"
+
+
+KERNELS = kernels_folder()
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +40,25 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "table", dict)
 
 
+@pytest.fixture(autouse=True)
+def kernels_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands, and processes that tests start, use the folder too."""
+    monkeypatch.setenv("DRVTOPK_CACHE", str(KERNELS))
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that answers at once, for tests of the driver layer alone."""
+
+    def compile_variant(variant: Variant, arch: str, *, cache: object = None) -> object:
+        info = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=6)
+        return SimpleNamespace(cubin=b"cubin of " + str(variant).encode(), info=info)
+
+    monkeypatch.setattr(engine, "compile_variant", compile_variant)
+    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
+
+
 @pytest.fixture(scope="session")
-def compiled_before(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    """A cache that starts empty with the session, so that nothing compiled by older code can answer."""
-    return Cache(tmp_path_factory.mktemp("kernels"))
+def compiled_before() -> Cache:
+    """Kernels that this run or an earlier one compiled, of the same sources by the same code."""
+    return Cache(KERNELS)

@@ -17,10 +17,10 @@ import pytest
 import drvtopk
 from drvtopk.__main__ import main
 from drvtopk.cli import indexer
-from drvtopk.errors import CompileError, CompilerUnavailable, DriverUnavailable
+from drvtopk.errors import CompileError, CompilerUnavailable, DriverUnavailable, InvalidArgument
 from drvtopk.plan import Plan
 from drvtopk.reference import faults, narrowed, topk_reference
-from drvtopk.spec import DTYPES, KernelInfo, Options
+from drvtopk.spec import DTYPES, ROUTES, KernelInfo, Options, Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,13 +35,6 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drvtopk.driver.load", load)
     monkeypatch.setattr("drvtopk.engine.load", load)
     monkeypatch.setattr("drvtopk.cli.doctor.load", load)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRVTOPK_CACHE", str(tmp_path_factory.mktemp("cli-cache")))
-        yield
 
 
 def document(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -100,7 +93,7 @@ def test_topk_takes_every_option_and_writes_the_values_too(
         "logits": x,
         "lengths": np.array([[300], [20], [-4], [290]]),
         "row_starts": np.array([3, 290, 5, 30], np.int16),
-        "page_table": np.stack([random.permutation(2**27)[:80] for _ in range(2)]),
+        "page_table": np.stack([random.choice(2**27, 80, replace=False) for _ in range(2)]),
     }
     for name, array in given.items():
         np.save(tmp_path / f"{name}.npy", array)
@@ -173,51 +166,85 @@ def test_an_index_type_that_the_pages_need_is_asked_for(
     assert np.load(tmp_path / "out.npy").max() == page * size + size - 1
 
 
-def test_compile_reports_and_writes_every_instantiation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out = tmp_path / "cubins"
-    argv = ("compile", "--arch", "sm_90a", "--k", "1024", "--group", "2", "--group", "16", "--out", str(out))
-    found = document(capsys, *argv)
+@pytest.mark.exhaustive("commands")
+@pytest.mark.parametrize("vec", [1, 2, 4])
+def test_compile_reports_and_writes_every_instantiation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, vec: int
+) -> None:
+    argv = ("compile", "--arch", "sm_90a", "--k", "1024", "--group", "2", "--group", "16", "--vec-size", str(vec))
+    found = document(capsys, *argv, "--out", str(tmp_path / "cubins"))
     rows = found["instantiations"]
     assert [(r["route"], r["group"], r["residency"], r["vec_size"]) for r in rows] == [
-        *(("persistent", 1, 2, v) for v in (1, 2, 4)),
-        *(("filtered", 1, residency, v) for residency in (1, 2) for v in (1, 2, 4)),
-        *(("clustered", group, residency, v) for group in (2, 16) for residency in (1, 2) for v in (1, 2, 4)),
+        ("persistent", 1, 2, vec),
+        *(("filtered", 1, residency, vec) for residency in (1, 2)),
+        *(("clustered", group, residency, vec) for group in (2, 16) for residency in (1, 2)),
     ]
-    assert [r["threads"] for r in rows[::3]] == [1024, 1024, 512, 512, 512, 512, 512]
+    assert [r["threads"] for r in rows] == [1024, 1024, 512, 512, 512, 512, 512]
     for row in rows:
         assert {f.name for f in dataclasses.fields(KernelInfo)} <= set(row)
         assert Path(row["file"]).stat().st_size == row["cubin_bytes"] and row["spill_bytes"] <= 40
     assert len({row["file"] for row in rows}) == len({row["variant"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(("dtype", "vecs"), [("float32", [1, 2, 4]), ("bfloat16", [1, 2, 4, 8])])
+def test_compile_compiles_for_every_load_unless_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dtype: str, vecs: list[int]
+) -> None:
+    seen: list[Variant] = []
+
+    def only_look(variants: list[Variant], *_: object, **__: object) -> None:
+        seen.extend(variants)
+        raise InvalidArgument("looked", "at", "nothing")
+
+    monkeypatch.setattr("drvtopk.cli.compiling.compile_variants", only_look)
+    assert main(["compile", "--arch", "sm_90a", "--group", "2", "--group", "16", "--dtype", dtype]) == 2
+    assert [(v.route, v.cluster, v.residency, v.vec_size) for v in seen] == [
+        *(("persistent", 1, 2, v) for v in vecs),
+        *(("filtered", 1, residency, v) for residency in (1, 2) for v in vecs),
+        *(("clustered", group, residency, v) for group in (2, 16) for residency in (1, 2) for v in vecs),
+    ]
+
+
+def test_compile_without_a_cache_and_without_clusters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "--arch", "sm_80", "--k", "7", "--vec-size", "4", "--no-cache"]) == 0
     shown = capsys.readouterr().out
     assert "persistent<7,4>" in shown and "clustered" not in shown, "there are no clusters on sm_80"
 
 
-def test_compile_for_dependent_launches(capsys: pytest.CaptureFixture[str]) -> None:
-    one = ("compile", "--arch", "sm_90a", "--k", "64", "--vec-size", "4", "--group", "8")
+@pytest.mark.exhaustive("commands")
+@pytest.mark.parametrize("route", ROUTES)
+def test_compile_for_dependent_launches(capsys: pytest.CaptureFixture[str], route: str) -> None:
+    one = ["compile", "--arch", "sm_90a", "--k", "64", "--vec-size", "4", "--route", route]
+    one += ["--group", "8"] if route == "clustered" else []
     plain, dependent = (document(capsys, *one, *extra)["instantiations"] for extra in ((), ("--pdl",)))
-    assert [row["pdl"] for row in dependent] == [False, True, True, True, True] and not any(r["pdl"] for r in plain)
+    assert [row["pdl"] for row in dependent] == ([False] if route == "persistent" else [True, True])
+    assert not any(row["pdl"] for row in plain)
     assert [row["variant"].replace(",pdl", "") for row in dependent] == [row["variant"] for row in plain]
 
 
-def test_compile_shows_any_option_variant(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.exhaustive("commands")
+@pytest.mark.parametrize("vec", [1, 2, 4, 8])
+def test_compile_shows_any_option_variant(capsys: pytest.CaptureFixture[str], tmp_path: Path, vec: int) -> None:
     argv = ["compile", "--arch", "sm_90a", "--k", "8", "--route", "filtered", "--out", str(tmp_path)]
     argv += ["--dtype", "bfloat16", "--deterministic", "--values", "--row-starts", "--page-table"]
-    argv += ["--nan", "highest", "--index-dtype", "int64"]
+    argv += ["--nan", "highest", "--index-dtype", "int64", "--vec-size", str(vec)]
     found = document(capsys, *argv)
     assert found["options"]["order"] == "index" and found["options"]["tie_break"] == "smallest"
-    assert [row["vec_size"] for row in found["instantiations"]] == [1, 2, 4, 8] * 2
+    assert [row["vec_size"] for row in found["instantiations"]] == [vec, vec]
     for row in found["instantiations"]:
         cubin = Path(row["file"]).read_bytes()
         alone = "_alone" * (row["residency"] == 1)
         said = Path(row["file"]).stem.removesuffix(f"_k8_v{row['vec_size']}{alone}_sm_90a")
         assert f"\0.text.drvtopk_{said}\0".encode() in cubin, "the file and the kernel have one name"
         assert "bfloat16_int64_by_index_smallest_nan_highest_values_row_starts_page_table" in said
-    assert main([*argv, "--vec-size", "8"]) == 0
+    assert main(argv) == 0
     assert "options: dtype bfloat16, index_dtype int64, values, row_starts, order index" in capsys.readouterr().out
 
 
-def test_compile_gives_seconds_only_where_it_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_gives_seconds_only_where_it_compiled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path))
     one = ("compile", "--arch", "sm_80", "--k", "9", "--vec-size", "1", "--route", "filtered")
     for extra, cached in (((), False), ((), True), (("--no-cache",), False)):
         for row in document(capsys, *one, *extra)["instantiations"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -17,13 +16,6 @@ from drvtopk.spec import Options
 COMMON = ["plan", "--device", "h200", "--rows", "4", "--stride", "100000", "--k", "1024"]
 # Register counts do not matter where the occupancy is given, and then nothing is compiled.
 GIVEN = [*COMMON, "--occupancy", "2"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRVTOPK_CACHE", str(tmp_path_factory.mktemp("plan-cache")))
-        yield
 
 
 def document(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -118,6 +110,7 @@ def redo(d: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.exhaustive("plans")
 @pytest.mark.parametrize(
     "extra",
     [

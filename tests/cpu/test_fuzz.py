@@ -18,13 +18,12 @@ import drvtopk
 from drvtopk.plan import vec_size
 from drvtopk.spec import ROUTES
 from tests.cases import CHOICES, draw, every_pair
-from tests.harness.runner import COMPILER
+from tests.needs import needs_cpp
 from tools import fuzz
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = ("drvtopk", "cuda_src", "tests", "tools")
 SEED = ("--seed", "1")
-needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
 
 # fuzz.py on the emulated device of tests/emulated.py, in its processes too: they import this file first.
 EMULATED = """
@@ -98,7 +97,7 @@ def test_every_pair_of_options_meets() -> None:
         assert len({(one[a], one[b]) for one in sets}) == len(CHOICES[a]) * len(CHOICES[b]), (a, b)
 
 
-@needs_compiler
+@needs_cpp
 def test_right_kernels_pass() -> None:
     code, lines, errors = run("tools/fuzz.py", "--on", "cpu", *SEED, "--seconds", "8", "--jobs", "2")
     assert code == 0, (lines, errors)
@@ -106,7 +105,7 @@ def test_right_kernels_pass() -> None:
     assert "rows short: " in lines[2] and "loads of " in lines[2]
 
 
-@needs_compiler
+@needs_cpp
 @pytest.mark.parametrize(
     ("file", "text", "by", "says"),
     [

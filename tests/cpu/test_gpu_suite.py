@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,34 +60,57 @@ CAUGHT = {
 RUNS = """
 import os, sys, pytest
 for line in sys.stdin:
-    os.environ["EMULATED_FAULT"], *tests = line.rstrip().split(",")
-    print("code", int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "tests.emulated", *tests])), flush=True)
+    os.environ["EMULATED_FAULT"], test = line.rstrip().split(",", 1)
+    print("code", int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "tests.emulated", test])), flush=True)
 """
+Suite = Callable[[str, str], tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def codes() -> dict[str, int]:
-    """pytest's exit code for each fault, and "" for none, all from one process."""
-    runs = {"": sorted(set(CAUGHT.values())), **{fault: [test] for fault, test in CAUGHT.items()}}
-    asked = "".join(",".join([fault, *tests]) + "\n" for fault, tests in runs.items())
+def suite() -> Iterator[Suite]:
+    """Runs one test on a device with one fault, or "" for none: pytest's exit code, and its output.
+
+    All in one process, which imports everything once.
+    """
     env = {**os.environ, "PYTEST_ADDOPTS": ""}
-    done = subprocess.run([sys.executable, "-c", RUNS], cwd=ROOT, env=env, input=asked, capture_output=True, text=True)
-    found = re.findall(r"^code (\d+)$", done.stdout, re.M)
-    assert len(found) == len(runs), done.stdout + done.stderr
-    return dict(zip(runs, map(int, found), strict=True))
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNS],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    asked, answers = process.stdin, process.stdout
 
+    def run(fault: str, test: str) -> tuple[int, str]:
+        print(fault, test, sep=",", file=asked, flush=True)
+        said = ""
+        for line in answers:
+            code = re.fullmatch(r"code (\d+)\n", line)
+            if code:
+                return int(code[1]), said
+            said += line
+        raise AssertionError(f"it has ended: {said}")
 
-def test_a_right_device_passes_what_the_wrong_ones_fail(codes: dict[str, int]) -> None:
-    assert codes[""] == pytest.ExitCode.OK
+    with process:
+        yield run
+        asked.close()
 
 
 def test_every_fault_has_its_test() -> None:
     assert {*CAUGHT, "hangs"} == set(FAULTS), "a hang takes a minute to be noticed, so it is not tried here"
 
 
+@pytest.mark.exhaustive("device faults")
 @pytest.mark.parametrize("fault", CAUGHT)
-def test_a_wrong_device_is_caught(codes: dict[str, int], fault: str) -> None:
-    assert codes[fault] == pytest.ExitCode.TESTS_FAILED
+def test_a_right_device_passes_what_a_wrong_one_fails(suite: Suite, fault: str) -> None:
+    code, said = suite("", CAUGHT[fault])
+    assert code == pytest.ExitCode.OK, said
+    code, said = suite(fault, CAUGHT[fault])
+    assert code == pytest.ExitCode.TESTS_FAILED, said
 
 
 def test_what_is_cached_is_not_compiled_ahead_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

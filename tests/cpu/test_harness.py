@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from concurrent.futures import ThreadPoolExecutor
+import os
+import select
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +17,12 @@ from drvtopk.plan import Problem
 from drvtopk.reference import faults, narrowed
 from drvtopk.source import kernel_sources
 from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DTYPES, MAX_K, NANS, ROUTES, Options, align
-from tests.harness.runner import COMPILER, Array, Ints, simulate
+from tests.harness.runner import Array, Ints, build, simulate
 from tests.harness.scenario import TUNING, WIDTH, ancestor, any_scenario, plan_for, telling_scenario
 from tests.inputs import INPUTS, make
+from tests.needs import needs_cpp
 
-pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
+pytestmark = needs_cpp
 
 K = 64
 LENGTHS = (WIDTH, WIDTH - 1, 601, 600, 301, 300, K + 1, K, K - 1, 1, 0, -1, -(2**31), 2**31 - 1)
@@ -38,16 +41,16 @@ def test_every_kind_of_input_on_every_path(name: str, route: str) -> None:
     assert faults(x, K, lengths, run.out) == []
 
 
-def test_schedules_layouts_plans_and_dirty_workspaces() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        complaints = list(pool.map(lambda seed: any_scenario(seed).complaint(), range(120)))
-    assert [f"seed {seed}: {text}" for seed, text in enumerate(complaints) if text] == []
+@pytest.mark.exhaustive("schedules")
+@pytest.mark.parametrize("seed", range(120))
+def test_schedules_layouts_plans_and_dirty_workspaces(seed: int) -> None:
+    assert any_scenario(seed).complaint() == ""
 
 
-def test_under_address_and_undefined_behaviour_sanitizers() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        complaints = list(pool.map(lambda seed: any_scenario(seed, k=K).complaint(sanitize=True), range(16)))
-    assert [f"seed {seed}: {text}" for seed, text in enumerate(complaints) if text] == []
+@pytest.mark.exhaustive("sanitized")
+@pytest.mark.parametrize("seed", range(16))
+def test_under_address_and_undefined_behaviour_sanitizers(seed: int) -> None:
+    assert any_scenario(seed, k=K).complaint(sanitize=True) == ""
 
 
 def test_rows_about_as_long_as_registers_hold_at_the_largest_k() -> None:
@@ -63,6 +66,7 @@ def test_rows_about_as_long_as_registers_hold_at_the_largest_k() -> None:
     assert faults(x, MAX_K, lengths, run.out) == []
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize(
     "options",
     [
@@ -88,6 +92,7 @@ def test_every_kind_of_input_in_registers_of_which_every_thread_holds_some(optio
         assert faults(x, k, None, run.out, options=options, row_starts=starts) == []
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("tie_break", ["smallest", "largest"])
 @pytest.mark.parametrize(("order", "k"), [("none", K), ("index", 2100), ("value", 4096)])
@@ -99,12 +104,14 @@ def test_indices_of_two_digits_and_sorts_of_all_places(order: str, k: int, tie_b
     exact(x[[0, 1, 2, 2]], k, Options(order=order, tie_break=tie_break), route, chunk=1000, lengths=lengths)
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize(("route", "tie_break"), [*zip(ROUTES, ("smallest", "largest", "smallest"), strict=True)])
 def test_indices_of_three_digits(route: str, tie_break: str) -> None:
     width = (1 << 22) + 5000
     exact(np.zeros((1, width), np.float32), K, Options(tie_break=tie_break), route, chunk=1 << 20)
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("group", CLUSTERS)
 def test_a_cluster_shares_rows_of_all_numbers_of_samples(group: int) -> None:
     for width in (10_000, 1 << 17, 1 << 19):
@@ -117,6 +124,7 @@ def test_a_cluster_shares_rows_of_all_numbers_of_samples(group: int) -> None:
         assert faults(x, K, None, run.out) == []
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nan", NANS)
 @pytest.mark.parametrize("route", ROUTES)
@@ -205,6 +213,28 @@ def test_the_same_seed_is_the_same_run() -> None:
     assert not np.array_equal(one.out, other.out), "members are placed in the order in which blocks come"
 
 
+STARTS = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.argv[1], str(os.getpid())])
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_simulated_launch_ends_with_the_process_that_started_it() -> None:
+    program = build(telling_scenario(0).plan.variant)
+    assert subprocess.run([program, str(os.getpid() + 1)], stdin=subprocess.DEVNULL, timeout=10).returncode == 1
+    # The launch waits for its input, and holds the other end of the output as long as it runs.
+    command = [sys.executable, "-c", STARTS, str(program)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
+        assert select.select([parent.stdout], [], [], 0.2)[0] == []
+        parent.kill()
+        assert select.select([parent.stdout], [], [], 10)[0] == [parent.stdout], "it is still running"
+        assert parent.stdout.read() == b""
+
+
 PLANTED = [
     (
         "loads.cuh",
@@ -233,6 +263,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.exhaustive("planted")
 @pytest.mark.parametrize(("file", "text", "by", "says"), PLANTED)
 def test_the_harness_notices_an_access_out_of_place(file: str, text: str, by: str, says: str) -> None:
     sources = dict(kernel_sources())

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
 from drvtopk.plan import Problem
 from drvtopk.source import kernel_sources
 from drvtopk.spec import CLUSTERS
-from tests.harness.runner import COMPILER, Run, simulate
+from tests.harness.runner import Run, simulate
 from tests.harness.scenario import any_scenario, plan_for
+from tests.needs import needs_cpp
 
-pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
+pytestmark = needs_cpp
 
 _TOY = """
 #include "ptx.cuh"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,11 +13,12 @@ from drvtopk.plan import Problem
 from drvtopk.reference import faults, narrowed
 from drvtopk.spec import DEFAULT_TUNING, DTYPES, MAX_COUNTED, PLAIN, ROUTES, Options, Tuning
 from tests.harness import guards
-from tests.harness.runner import COMPILER, simulate
+from tests.harness.runner import simulate
 from tests.harness.scenario import TUNING, Scenario, plan_for, telling_gather
 from tests.inputs import make
+from tests.needs import needs_cpp
 
-pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
+pytestmark = needs_cpp
 
 GUARDED = {
     name: made
@@ -33,12 +33,14 @@ OPTIONS = {
 }
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("name", GUARDED)
 def test_rows_that_a_guard_is_for(name: str) -> None:
     made: Callable[[int], Scenario] = GUARDED[name]
     assert [made(seed).complaint() for seed in range(4)] == [""] * 4
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("route", ROUTES)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
-from tests.harness.mutations import caught, mutations
-from tests.harness.runner import COMPILER
+from tests.harness.mutations import Mutation, caught, misfits, mutations
+from tests.needs import needs_cpp
 
-pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a host C++ compiler, {COMPILER}")
+LISTED = [
+    pytest.param(
+        mutation, id=mutation.name, marks=pytest.mark.exhaustive("mutations", file=f"cuda_src/{mutation.file}")
+    )
+    for mutation in mutations()
+]
 
 
-@pytest.mark.timeout(2400)
-def test_every_mutation_is_caught() -> None:
-    listed = list(mutations())
-    assert len(listed) > 50
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(caught, listed))
-    assert [mutation.name for mutation, answer in zip(listed, answers, strict=True) if not answer] == []
+def test_the_list_fits_the_sources() -> None:
+    assert misfits() == []
+    assert len(LISTED) > 50
+
+
+@needs_cpp
+@pytest.mark.parametrize("mutation", LISTED)
+def test_every_mutation_is_caught(mutation: Mutation) -> None:
+    assert caught(mutation), "no schedule notices it"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -54,11 +55,6 @@ def device_of(arch: str) -> DeviceInfo:
     """A device of this architecture; sm_86 has the per-SM limits of sm_89, and no product in the table."""
     known = {d.arch: d for d in KNOWN_DEVICES.values()}
     return replace(known["sm_89" if arch == "sm_86" else arch], arch=arch)
-
-
-def compile_all(variants: list[Variant], arch: str, cache: Cache) -> list[Compiled]:
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda v: compile_variant(v, arch, cache=cache), variants))
 
 
 # A few words that ptxas parks outside the loops; a register more would cost the SM its second block.
@@ -124,45 +120,62 @@ def here(arch: str) -> str:
     return arch
 
 
-def check_all(variants: list[Variant], arch: str, cache: Cache) -> list[Compiled]:
-    made = compile_all(variants, arch, cache)
-    for variant, compiled in zip(variants, made, strict=True):
-        check(variant, arch, compiled)
-    return made
+def checked(variant: Variant, arch: str, cache: Cache) -> Compiled:
+    compiled = compile_variant(variant, here(arch), cache=cache)
+    check(variant, arch, compiled)
+    return compiled
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_instantiation_compiles_without_spills(arch: str, compiled_before: Cache) -> None:
-    check_all(VARIANTS, here(arch), compiled_before)
+def cases(archs: Iterable[str], variants: Iterable[Variant]) -> list[Any]:
+    """(arch, variant) of all of these together."""
+    return [pytest.param(arch, variant, id=f"{arch}-{variant}") for arch, variant in product(archs, variants)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", WITH_CLUSTERS)
-def test_clusters_of_every_size_compile_without_spills(arch: str, compiled_before: Cache) -> None:
-    """Every size at every k, every load and both residencies; and such that begin before their predecessor ends."""
+@pytest.mark.exhaustive("compiles")
+@pytest.mark.parametrize(("arch", "variant"), cases(ARCHITECTURES, VARIANTS))
+def test_every_instantiation_compiles_without_spills(arch: str, variant: Variant, compiled_before: Cache) -> None:
+    checked(variant, arch, compiled_before)
+
+
+@pytest.mark.exhaustive("compiles")
+@pytest.mark.parametrize(("arch", "variant"), cases(WITH_CLUSTERS, CLUSTERED + PDL_CLUSTERS))
+def test_clusters_of_every_size_compile_without_spills(arch: str, variant: Variant, compiled_before: Cache) -> None:
+    """And such that begin before their predecessor ends."""
+    checked(variant, arch, compiled_before)
+
+
+def test_clusters_are_compiled_of_every_size_at_every_k_load_and_residency() -> None:
     assert {(v.cluster, v.residency) for v in CLUSTERED} == set(product(CLUSTERS, (1, 2)))
     assert {(v.cluster, v.k) for v in CLUSTERED} == set(product(CLUSTERS, (*TOP_KS, MAX_K)))
     assert {(v.cluster, v.vec_size) for v in CLUSTERED} == set(product(CLUSTERS, VEC_SIZES))
-    check_all(CLUSTERED + PDL_CLUSTERS, here(arch), compiled_before)
 
 
-@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a", "sm_120a"])
+@pytest.mark.exhaustive("compiles")
+@pytest.mark.parametrize(("arch", "variant"), cases(["sm_90a", "sm_100a", "sm_120a"], PDL))
 def test_kernels_that_wait_for_their_predecessor_are_instantiations_of_their_own(
-    arch: str, compiled_before: Cache
+    arch: str, variant: Variant, compiled_before: Cache
 ) -> None:
-    made = check_all([*PDL, *(replace(v, pdl=False) for v in PDL)], here(arch), compiled_before)
-    assert len({compiled.cubin for compiled in made}) == len(made)
+    others = [v for v in (*PDL, *(replace(v, pdl=False) for v in PDL)) if v.threads == variant.threads and v != variant]
+    assert len(others) == 1, "a kernel of another block size has another launch bound"
+    one, other = (checked(v, arch, compiled_before) for v in (variant, *others))
+    assert one.cubin != other.cubin
 
 
-@pytest.mark.parametrize("k", ODD_KS)
-def test_any_other_k_compiles_on_demand(k: int, compiled_before: Cache) -> None:
-    variants = [
-        Variant(route=route, k=k, vec_size=vec, cluster=8 if route == "clustered" else 1)
-        for route in ROUTES
-        for vec in (1, 4)
-    ]
-    check_all(variants, "sm_90a", compiled_before)
+@pytest.mark.exhaustive("compiles")
+@pytest.mark.parametrize(
+    ("arch", "variant"),
+    cases(
+        ["sm_90a"],
+        [
+            Variant(route=route, k=k, vec_size=vec, cluster=8 if route == "clustered" else 1)
+            for k in ODD_KS
+            for route in ROUTES
+            for vec in (1, 4)
+        ],
+    ),
+)
+def test_any_other_k_compiles_on_demand(arch: str, variant: Variant, compiled_before: Cache) -> None:
+    checked(variant, arch, compiled_before)
 
 
 ONE_OPTION = [
@@ -197,38 +210,53 @@ ALL_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120a"])
-def test_options_are_instantiations_of_their_own(arch: str, compiled_before: Cache) -> None:
-    here(arch)
-    for route in ROUTES:
-        if route == "clustered" and max_cluster(arch) == 1:
-            continue
-        variants = [
-            Variant(
-                route=route,
-                k=1024,
-                vec_size=o.vec_sizes[-1],
-                options=o,
-                cluster=CLUSTERS[number % len(CLUSTERS)] if route == "clustered" else 1,
-                residency=1 + number % 2 if route == "clustered" else 2,
-            )
-            for number, o in enumerate((PLAIN, *ONE_OPTION, *ALL_OPTIONS))
-        ]
-        made = check_all(variants, arch, compiled_before)
-        assert (
-            len({variant.entry for variant in variants}) == len({compiled.cubin for compiled in made}) == len(variants)
-        )
+WITH_OPTIONS = [
+    Variant(
+        route=route,
+        k=1024,
+        vec_size=o.vec_sizes[-1],
+        options=o,
+        cluster=CLUSTERS[number % len(CLUSTERS)] if route == "clustered" else 1,
+        residency=1 + number % 2 if route == "clustered" else 2,
+    )
+    for route in ROUTES
+    for number, o in enumerate((PLAIN, *ONE_OPTION, *ALL_OPTIONS))
+]
 
 
-def test_what_is_not_asked_for_is_not_in_the_cubin(compiled_before: Cache) -> None:
+@pytest.mark.exhaustive("compiles")
+@pytest.mark.parametrize(
+    ("arch", "variant"),
+    [
+        case
+        for arch in ("sm_80", "sm_90a", "sm_120a")
+        for case in cases([arch], [v for v in WITH_OPTIONS if v.cluster <= max_cluster(arch)])
+    ],
+)
+def test_options_are_instantiations_of_their_own(arch: str, variant: Variant, compiled_before: Cache) -> None:
+    """Cubins differ because their kernels have names of their own, which `check` finds there."""
+    checked(variant, arch, compiled_before)
+
+
+def test_options_are_kernels_of_their_own_names() -> None:
+    assert len({variant.entry for variant in WITH_OPTIONS}) == len(WITH_OPTIONS)
+
+
+@pytest.mark.exhaustive("compiles")
+@pytest.mark.parametrize(
+    "options", [o for o in ONE_OPTION if o.dtype == "float32" and o.nan == "lowest"], ids=lambda o: o.suffix
+)
+def test_what_is_not_asked_for_is_not_in_the_cubin(options: Options, compiled_before: Cache) -> None:
     """A plain kernel holds no shuffle of a sort, and is smaller than any with one option more to do."""
-    variants = [Variant(route="persistent", k=1024, vec_size=4, options=o) for o in (PLAIN, *ONE_OPTION)]
-    plain, *others = compile_all(variants, "sm_90a", compiled_before)
-    doing = [c for c, o in zip(others, ONE_OPTION, strict=True) if o.dtype == "float32" and o.nan == "lowest"]
-    assert all(len(plain.cubin) < len(other.cubin) for other in doing)
+    variant = Variant(route="persistent", k=1024, vec_size=4)
+    plain, other = (
+        compile_variant(v, "sm_90a", cache=compiled_before) for v in (variant, replace(variant, options=options))
+    )
+    assert len(plain.cubin) < len(other.cubin)
     assert plain.info.spill_bytes == 0
 
 
+@pytest.mark.exhaustive("compiles")
 @pytest.mark.parametrize("route", ROUTES)
 def test_small_thresholds_are_an_instantiation_of_their_own(route: str, compiled_before: Cache) -> None:
     usual = Variant(route=route, k=512, vec_size=4, cluster=4 if route == "clustered" else 1)
@@ -238,7 +266,7 @@ def test_small_thresholds_are_an_instantiation_of_their_own(route: str, compiled
             short_max=64, radix_threshold=128, cluster_threshold=100, min_chunk=64, max_candidates=512, samples=64
         ),
     )
-    one, other = compile_all([usual, small], "sm_90a", compiled_before)
+    one, other = (compile_variant(variant, "sm_90a", cache=compiled_before) for variant in (usual, small))
     assert one.cubin != other.cubin
     check(small, "sm_90a", other)
 
@@ -264,6 +292,7 @@ def ptx_of(variant: Variant, arch: str) -> str:
     return text.decode()
 
 
+@pytest.mark.exhaustive("compiles")
 @pytest.mark.parametrize(
     "variant",
     [

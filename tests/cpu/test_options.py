@@ -16,6 +16,8 @@ from drvtopk.spec import KNOWN_DEVICES, PLAIN, ROUTES, Options, Variant
 from tests.cpu.test_transcripts import make
 from tests.fake_driver import FakeDriver
 
+pytestmark = pytest.mark.usefixtures("no_compiler")
+
 H200 = KNOWN_DEVICES["h200"]
 EVERYTHING = Options(values=True, row_starts=True, page_table=True, index_dtype="int64")
 ADDRESSES = (0x10000, 0x20000, 0x30000, 0x40000)

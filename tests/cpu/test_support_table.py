@@ -21,7 +21,17 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def collected() -> set[str]:
     """The names that pytest itself gives to every test, with and without their parameters."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--no-header", "-p", "no:cacheprovider", "tests"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--exhaustive",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests",
+    ]
     env = {**os.environ, "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     names = [line for line in done.stdout.splitlines() if "::" in line]
@@ -72,5 +82,11 @@ def test_the_tests_behind_a_row_are_printed_for_pytest(capsys: pytest.CaptureFix
     assert shown == {*ARCHITECTURE_TESTS, *(test for row in ROWS for test in row.tests)}
 
 
+@pytest.mark.parametrize("test", ARCHITECTURE_TESTS)
+def test_a_column_says_yes_where_the_tests_compile(collected: set[str], test: str) -> None:
+    compiled = {name.split("[")[1].split("-")[0] for name in collected if name.startswith(f"{test}[")}
+    assert compiled == set(ARCHITECTURE_TESTS[test])
+
+
 def test_every_architecture_has_a_column() -> None:
-    assert {test.split("[")[1].rstrip("]") for test in ARCHITECTURE_TESTS} == set(ARCHITECTURES)
+    assert {arch for archs in ARCHITECTURE_TESTS.values() for arch in archs} == set(ARCHITECTURES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,25 +25,15 @@ from drvtopk.errors import (
     WorkspaceTooSmall,
 )
 from drvtopk.plan import Problem
-from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES, KernelInfo, Variant
+from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES
 from tests.fake_driver import FakeDriver
+
+pytestmark = pytest.mark.usefixtures("no_compiler")
 
 LAUNCHES = ("cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel")
 LONG = Problem(rows=4, width=1_000_000, k=1024)
 SHORT = Problem(rows=4, width=8192, k=1024)
 ADDRESSES = (1 << 20, 2 << 20, 3 << 20, 4 << 20)  # logits, lengths, out, workspace
-
-
-@pytest.fixture(autouse=True)
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that answers at once, so that these tests are of the driver layer alone."""
-
-    def compile_variant(variant: Variant, arch: str, *, cache: object = None) -> object:
-        info = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=6)
-        return SimpleNamespace(cubin=b"cubin of " + str(variant).encode(), info=info)
-
-    monkeypatch.setattr(engine, "compile_variant", compile_variant)
-    monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
 
 
 def make(fake: FakeDriver) -> Engine:

@@ -1,7 +1,12 @@
 // A GPU of `slots` resident blocks in one OS thread: fibers, a scheduler whose every choice is drawn from a seed, and a
 // verdict when nothing can move any more. Reads a request on stdin, writes the results on stdout, complains on stderr.
 #include <sys/mman.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
+#include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -874,7 +879,16 @@ void simulate() {
 
 }  // namespace
 
-int main() {
+// Ends this program with the process that started it, whose id it was given.
+void end_with(const char* parent) {
+#ifdef __linux__
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+#endif
+  if (getppid() != std::atoi(parent)) _exit(1);  // it has ended already
+}
+
+int main(int count, char** arguments) {
+  if (count > 1) end_with(arguments[1]);
   const auto header = read(sizeof request);
   std::memcpy(&request, header.data(), sizeof request);
   const auto logits = read(request.logits_bytes), lengths = read(request.lengths_bytes);

@@ -299,14 +299,30 @@ class Mutation:
     """One change of one file."""
 
     name: str
-    sources: Mapping[str, bytes]
-    """All kernel files, one of them changed."""
+    file: str
+    text: str
+    """What stands in the file then."""
     telling: Callable[[int], Scenario]
     """Scenarios that run the change, by seed."""
 
+    @property
+    def sources(self) -> dict[str, bytes]:
+        """All kernel files, one of them changed."""
+        return {**kernel_sources(), self.file: self.text.encode()}
+
+
+def misfits() -> list[str]:
+    """What is wrong with those written by hand: a text that the sources do not hold, or hold twice."""
+    sources = kernel_sources()
+    return [
+        f"{file} does not hold {text!r} once: change the list of mutations with it"
+        for file, text, *_ in (*_BY_HAND, *_GUARDS)
+        if sources[file].count(text.encode()) != 1
+    ]
+
 
 def mutations() -> Iterator[Mutation]:
-    """Every mutation of the sources as they are now. ValueError if one of those written by hand fits no more."""
+    """Every mutation of the sources as they are now, without the misfits."""
     sources = {name: data.decode() for name, data in kernel_sources().items()}
 
     def changed(
@@ -314,30 +330,29 @@ def mutations() -> Iterator[Mutation]:
     ) -> Mutation:
         text = sources[file]
         line = text.count("\n", 0, start + (text[start] == "\n")) + 1
-        new = {name: data.encode() for name, data in sources.items()}
-        new[file] = (text[:start] + by + text[end:]).encode()
         telling = telling or _TELLING.get(file, telling_scenario)
-        return Mutation(name=f"{file}:{line} {what}", sources=new, telling=telling)
+        return Mutation(name=f"{file}:{line} {what}", file=file, text=text[:start] + by + text[end:], telling=telling)
 
-    def place(file: str, text: str) -> tuple[int, int]:
-        if sources[file].count(text) != 1:
-            raise ValueError(f"{file} does not hold {text!r} once: change the list of mutations with it")
-        start = sources[file].index(text)
-        return start, start + len(text)
+    def places(file: str, text: str) -> Iterator[tuple[int, int]]:
+        if sources[file].count(text) == 1:
+            start = sources[file].index(text)
+            yield start, start + len(text)
 
     for file in _FILES:
         for pattern, by, what in _FOUND:
             for match in pattern.finditer(sources[file]):
                 yield changed(file, match.start(), match.end(), by, what)
     for file, text, by, what in _BY_HAND:
-        yield changed(file, *place(file, text), by, what)
+        for start, end in places(file, text):
+            yield changed(file, start, end, by, what)
     for file in sorted({*sources} - {"ptx.cuh"}):
         for start, end, by in _clamps(sources[file]):
             clamp = file, sources[file][start:end]
             if clamp not in _HARMLESS:
                 yield changed(file, start, end, f"({by})", f"no bound of {by}", _CLAMPED.get(clamp))
     for file, text, by, telling in _GUARDS:
-        yield changed(file, *place(file, text), by, telling.__name__, telling)
+        for start, end in places(file, text):
+            yield changed(file, start, end, by, telling.__name__, telling)
 
 
 def caught(mutation: Mutation, schedules: int = 80) -> str:

@@ -65,7 +65,7 @@ def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanit
         raise ValueError(f"{entry} declares its dynamic shared memory in another way than {_DYNAMIC.decode()}")
     files[entry] = files[entry].replace(_DYNAMIC, _HERE_DYNAMIC)
     files["entry.h"] = f'#include "shim.h"\n#include "{entry}"\n#define HARNESS_ENTRY {variant.entry}\n'.encode()
-    compiler = [COMPILER, "-std=c++17", "-g", "-O1", "-Wall", "-Wno-unknown-pragmas"]
+    compiler = [COMPILER, "-std=c++17", "-g1", "-O1", "-Wall", "-Wno-unknown-pragmas"]
     host = {name: text for name, text in files.items() if name in _MACHINE}
     numbers = [f"-D{name}={value}" for name, value in definitions(variant, "sm_90a").items()]
     threads = f"-DHARNESS_THREADS={variant.threads}"
@@ -180,8 +180,9 @@ def simulate(
     )
     body = [flat.tobytes(), *integers, table.tobytes(), workspace.tobytes()]
     program = build(plan.variant, sources=sources, sanitize=sanitize)
+    command = [str(program), str(os.getpid())]
     try:
-        done = subprocess.run([program], input=b"".join([header, *body]), capture_output=True, timeout=timeout)
+        done = subprocess.run(command, input=b"".join([header, *body]), capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return _ended("timeout")
     status = _STATUS.get(done.returncode, "crash")
