@@ -29,10 +29,9 @@ __device__ __forceinline__ void for_each_held(u32 last, const Loaded<Vec> (&held
   }
 }
 
-// Bounds are ordered as keys of 32 bits, whatever the logits are; they are never NaN. Zeros of both signs are one bound:
-// they compare equal, and fminf may return either.
+// Bounds are ordered as keys of 32 bits, whatever the logits are; they are never NaN.
 __device__ __forceinline__ u32 key_of_bound(float x) {
-  const int bits = static_cast<int>(__float_as_uint(x + 0.0f));
+  const int bits = static_cast<int>(__float_as_uint(x));
   return static_cast<u32>(bits ^ (bits >> 31 & 0x7fffffff)) ^ 0x80000000u;
 }
 __device__ __forceinline__ float bound_of_key(u32 key) {
@@ -281,14 +280,16 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
         high = candidates >> which & 1 ? fmaxf(high, x) : high;
       });
       clear_bins(sh.bins);
-      bounds = shared_bounds(key_of_bound(low), key_of_bound(high), s);
+      // Zeros of both signs compare equal, and fmaxf and fminf may return either: the highest is +0.0 then, and what lies
+      // below the lowest is in its bin.
+      bounds = shared_bounds(key_of_bound(low), key_of_bound(high + 0.0f), s);
       low = bound_of_key(bounds.low), high = bound_of_key(bounds.high);
       equal = low == high;
       if (equal) break;
       if (threadIdx.x < 32) {  // a sample of them, and of that the one in the place of the one looked for
         float some = 0.0f;
         for_each_held<Vec>(last, held, [&](u32 which, float x, bool) { some = candidates >> which & 1 ? x : some; });
-        const u32 key = candidates != 0 ? key_of_bound(some) : 0u;
+        const u32 key = candidates != 0 ? key_of_bound(some + 0.0f) : 0u;
         const u32 have = max(__popc(__ballot_sync(0xffffffffu, key != 0)), 1);
         const u32 wanted = min(need * have / count, have - 1);
         u32 before = 0;
@@ -318,7 +319,7 @@ __device__ __forceinline__ Registers row_registers(const Row& row, const Params&
       if (count <= kRanked) break;
       // Within a bin, or between neighbours of a sample, keys are spread about as evenly as values.
       const u32 bits = 32 - __clz(bounds.high - bounds.low), shift = bits > kDigitBits ? bits - kDigitBits : 0;
-      const auto digit_of = [&](float x) { return (key_of_bound(x) - bounds.low) >> shift; };
+      const auto digit_of = [&](float x) { return (max(key_of_bound(x), bounds.low) - bounds.low) >> shift; };
       for_each_held<Vec>(last, held, [&](u32 which, float x, bool) {
         if (candidates >> which & 1) atomicAdd(&sh.bins[digit_of(x)], 1u);
       });

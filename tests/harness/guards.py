@@ -84,6 +84,22 @@ def zeros_among_tiny(seed: int) -> Scenario:
     return _scenario(made, logits, seed)
 
 
+def zeros_above_denormals(seed: int) -> Scenario:
+    """Rows in registers: zeros of both signs, each thread's together, just above as many keys as there are bins, of which
+    the lowest is the first warp's only one."""
+    random = np.random.default_rng(seed)
+    made = _filtered(2900, 64, 9, replace(TUNING, short_max=3000, max_candidates=1500))
+    first_warp = np.arange(2900) % (made.block * made.vec_size) < 32 * made.vec_size
+    logits = np.full((9, 2900), -np.inf, np.float32)
+    for row in logits:
+        fours = random.permutation(np.flatnonzero(~first_warp[::4]))[:60] * 4
+        row[fours], row[fours + 1] = 0.0, -0.0
+        row[fours[:30]], row[fours[:30] + 1] = random.uniform(1, 2, 30), -np.inf
+        row[fours + 2] = -random.integers(1, 2047, 60).astype(np.uint32).view(np.float32)
+        row[8] = -np.array(2047, np.uint32).view(np.float32)
+    return _scenario(made, logits, seed)
+
+
 def no_sample_in_the_first_warp(seed: int) -> Scenario:
     """Rows in registers: one bin holds too many, and none of them lies in the first warp, which samples its own."""
     random = np.random.default_rng(seed)

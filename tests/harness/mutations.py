@@ -254,7 +254,8 @@ _GUARDS: tuple[tuple[str, str, str, Callable[[int], Scenario]], ...] = (
     ("row_pass.cuh", "if (queued > list.room && threadIdx.x == 0)", "if (false)", guards.misled_by_samples),
     ("deal.cuh", "!cut(batch, 0)", "true", guards.windows_that_cut_the_first_load),
     ("deal.cuh", " || cut(batch, d)", "", guards.windows_that_cut_the_first_load),
-    ("row_registers.cuh", "__float_as_uint(x + 0.0f)", "__float_as_uint(x)", guards.zeros_among_tiny),
+    ("row_registers.cuh", "max(key_of_bound(x), bounds.low)", "key_of_bound(x)", guards.zeros_among_tiny),
+    ("row_registers.cuh", "key_of_bound(high + 0.0f)", "key_of_bound(high)", guards.zeros_above_denormals),
     ("row_registers.cuh", "max(s.pivot, bounds.low)", "s.pivot", guards.no_sample_in_the_first_warp),
 )
 # Clamps that no result needs: what is beyond them is not looked at, or only a guess gets worse.
