@@ -197,7 +197,7 @@ def test_compile_compiles_for_every_load_unless_told(
         raise InvalidArgument("looked", "at", "nothing")
 
     monkeypatch.setattr("drvtopk.cli.compiling.compile_variants", only_look)
-    assert main(["compile", "--arch", "sm_90a", "--group", "2", "--group", "16", "--dtype", dtype]) == 2
+    assert main(["compile", "--arch", "sm_90a", "--k", "64", "--group", "2", "--group", "16", "--dtype", dtype]) == 2
     assert [(v.route, v.cluster, v.residency, v.vec_size) for v in seen] == [
         *(("persistent", 1, 2, v) for v in vecs),
         *(("filtered", 1, residency, v) for residency in (1, 2) for v in vecs),

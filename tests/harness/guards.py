@@ -85,8 +85,8 @@ def zeros_among_tiny(seed: int) -> Scenario:
 
 
 def zeros_above_denormals(seed: int) -> Scenario:
-    """Rows in registers: zeros of both signs, each thread's together, just above as many keys as there are bins, of which
-    the lowest is the first warp's only one."""
+    """Rows in registers: zeros of both signs, each thread's together, just above as many keys as there are bins, of
+    which the lowest is the first warp's only one."""
     random = np.random.default_rng(seed)
     made = _filtered(2900, 64, 9, replace(TUNING, short_max=3000, max_candidates=1500))
     first_warp = np.arange(2900) % (made.block * made.vec_size) < 32 * made.vec_size
