@@ -46,9 +46,10 @@ def emulate() -> None:
     import cuda.bindings.nvrtc  # which takes something of the real one's
 
     from drvtopk import driver
-    from tests import emulated
+    from tests import emulated, tiny
 
     emulated.install()
+    tiny.install()  # what is exported is not run
     fake: Any = driver.load().api
     cuda.bindings.driver = fake
     sys.modules["cuda.bindings.driver"] = fake

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from drvtopk import engine, measured
+from drvtopk import compiler, engine, measured
 from drvtopk.cache import Cache
 from drvtopk.spec import KernelInfo, Variant
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +58,14 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engine, "compile_variant", compile_variant)
     monkeypatch.setattr(engine, "nvrtc_version", lambda: (12, 9))
+
+
+@pytest.fixture(scope="module")
+def tiny_kernels() -> Iterator[None]:
+    """For a module whose tests are of what becomes of cubins: kernels that compile in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "kernel_sources", lambda: tiny.SOURCES)
+        yield
 
 
 @pytest.fixture(scope="session")

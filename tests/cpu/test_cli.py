@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 import drvtopk
+from drvtopk import compiler
 from drvtopk.__main__ import main
 from drvtopk.cli import indexer
 from drvtopk.errors import CompileError, CompilerUnavailable, DriverUnavailable, InvalidArgument
 from drvtopk.plan import Plan
 from drvtopk.reference import faults, narrowed, topk_reference
 from drvtopk.spec import DTYPES, ROUTES, KernelInfo, Options, Variant
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,18 +170,19 @@ def test_an_index_type_that_the_pages_need_is_asked_for(
 
 @pytest.mark.exhaustive("commands")
 @pytest.mark.parametrize("vec", [1, 2, 4])
+@pytest.mark.parametrize("route", ROUTES)
 def test_compile_reports_and_writes_every_instantiation(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, vec: int
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, route: str, vec: int
 ) -> None:
-    argv = ("compile", "--arch", "sm_90a", "--k", "1024", "--group", "2", "--group", "16", "--vec-size", str(vec))
+    argv = ["compile", "--arch", "sm_90a", "--k", "1024", "--route", route, "--vec-size", str(vec)]
+    argv += ["--group", "2", "--group", "16"] if route == "clustered" else []
     found = document(capsys, *argv, "--out", str(tmp_path / "cubins"))
     rows = found["instantiations"]
-    assert [(r["route"], r["group"], r["residency"], r["vec_size"]) for r in rows] == [
-        ("persistent", 1, 2, vec),
-        *(("filtered", 1, residency, vec) for residency in (1, 2)),
-        *(("clustered", group, residency, vec) for group in (2, 16) for residency in (1, 2)),
-    ]
-    assert [r["threads"] for r in rows] == [1024, 1024, 512, 512, 512, 512, 512]
+    assert [(r["route"], r["group"], r["residency"], r["vec_size"], r["threads"]) for r in rows] == {
+        "persistent": [("persistent", 1, 2, vec, 1024)],
+        "filtered": [("filtered", 1, 1, vec, 1024), ("filtered", 1, 2, vec, 512)],
+        "clustered": [("clustered", group, residency, vec, 512) for group in (2, 16) for residency in (1, 2)],
+    }[route]
     for row in rows:
         assert {f.name for f in dataclasses.fields(KernelInfo)} <= set(row)
         assert Path(row["file"]).stat().st_size == row["cubin_bytes"] and row["spill_bytes"] <= 40
@@ -205,7 +208,10 @@ def test_compile_compiles_for_every_load_unless_told(
     ]
 
 
-def test_compile_without_a_cache_and_without_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_without_a_cache_and_without_clusters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "kernel_sources", lambda: tiny.SOURCES)
     assert main(["compile", "--arch", "sm_80", "--k", "7", "--vec-size", "4", "--no-cache"]) == 0
     shown = capsys.readouterr().out
     assert "persistent<7,4>" in shown and "clustered" not in shown, "there are no clusters on sm_80"
@@ -245,6 +251,7 @@ def test_compile_gives_seconds_only_where_it_compiled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "kernel_sources", lambda: tiny.SOURCES)
     one = ("compile", "--arch", "sm_80", "--k", "9", "--vec-size", "1", "--route", "filtered")
     for extra, cached in (((), False), ((), True), (("--no-cache",), False)):
         for row in document(capsys, *one, *extra)["instantiations"]:

@@ -29,7 +29,7 @@ from drvtopk.source import kernel_sources
 from drvtopk.spec import Tuning, Variant
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANT = Variant(route="filtered", k=512, vec_size=4)
+VARIANT = Variant(route="persistent", k=512, vec_size=4)
 ARCH = "sm_90a"
 KERNEL = b'#include "number.cuh"\nextern "C" __global__ void stub(int* out) { *out = kNumber + DRVTOPK_K; }\n'
 HEADERS = {"number.cuh": b"constexpr int kNumber = 7;\n"}
@@ -111,7 +111,7 @@ def test_a_damaged_entry_is_compiled_anew(tmp_path: Path) -> None:
 def compile_in_process(folder: str, start: Any, results: Any) -> None:
     start.wait()
     for k in (7, 9, 11):
-        compiled = compile_variant(Variant(route="filtered", k=k, vec_size=1), ARCH, cache=Cache(Path(folder)))
+        compiled = compile_variant(Variant(route="persistent", k=k, vec_size=1), ARCH, cache=Cache(Path(folder)))
         results.put((k, hashlib.sha256(compiled.cubin).hexdigest()))
 
 
@@ -128,7 +128,7 @@ def test_processes_that_compile_into_one_folder_get_the_same_bytes(tmp_path: Pat
     assert len(set(answers)) == 3, answers
     assert len(list(tmp_path.iterdir())) == 3
     for k, digest in set(answers):
-        kept = compile_variant(Variant(route="filtered", k=k, vec_size=1), ARCH, cache=Cache(tmp_path))
+        kept = compile_variant(Variant(route="persistent", k=k, vec_size=1), ARCH, cache=Cache(tmp_path))
         assert kept.from_cache
         assert hashlib.sha256(kept.cubin).hexdigest() == digest
 
@@ -305,13 +305,13 @@ def test_what_is_not_there_is_not_compiled_where_that_is_forbidden(
             with pytest.raises(CompilerUnavailable) as refused:
                 compile_variant(missing, arch, cache=cache)
             said = str(refused.value)
-            assert said.startswith(f"filtered<511,4> for {arch} is not in the cache"), said
+            assert said.startswith(f"persistent<511,4> for {arch} is not in the cache"), said
             assert "DRVTOPK_COMPILE=never" in said
             assert (str(tmp_path) in said) is (cache is not None and cache.folder is not None)
     assert len(list(tmp_path.iterdir())) == 1, "not even a lock"
     monkeypatch.setattr(compiler, "nvrtc_version", lambda: compiler._load())
     monkeypatch.setattr(compiler, "_load", gone)
-    with pytest.raises(CompilerUnavailable, match=r"filtered<511,4> for sm_90a .*no NVRTC.*DRVTOPK_COMPILE=never"):
+    with pytest.raises(CompilerUnavailable, match=r"persistent<511,4> for sm_90a .*no NVRTC.*DRVTOPK_COMPILE=never"):
         compile_variant(missing, ARCH, cache=Cache(tmp_path))
 
 

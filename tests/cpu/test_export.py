@@ -26,6 +26,8 @@ from drvtopk.export import ExportedKernel, export_kernels
 from drvtopk.plan import Problem, calculated_clusters, calculated_occupancy, plan
 from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES, KernelInfo, Options, Tuning, Variant, instantiations
 
+pytestmark = pytest.mark.usefixtures("tiny_kernels")
+
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = "sm_90a"
 FEW = instantiations(ARCH, (64,), (4,), ("filtered",))
@@ -34,7 +36,7 @@ EXTENDED = instantiations("sm_80", (8,), (2,), ("filtered",), Options(values=Tru
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, compiled_before: Cache) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, compiled_before: Cache, tiny_kernels: None) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     export_kernels(folder, {ARCH: [*FEW, *OTHERS], "sm_80": EXTENDED}, cache=compiled_before)
     return folder
@@ -434,6 +436,8 @@ from drvtopk.cache import Cache
 from drvtopk.export import export_kernels
 from drvtopk.spec import instantiations
 from pathlib import Path
+from tests import tiny
+tiny.install()
 folder, cache, k = sys.argv[1:]
 export_kernels(folder, {"sm_90a": instantiations("sm_90a", (int(k),), (4,), ("filtered",))}, cache=Cache(Path(cache)))
 """

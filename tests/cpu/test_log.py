@@ -23,6 +23,8 @@ from drvtopk.prebuilt import Prebuilt
 from drvtopk.spec import instantiations
 from tests.fake_driver import FakeDriver
 
+pytestmark = pytest.mark.usefixtures("tiny_kernels")
+
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Problem(rows=4, width=8192, k=64)
 ADDRESSES = (1 << 20, 2 << 20, 3 << 20, 4 << 20)

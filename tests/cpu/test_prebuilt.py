@@ -29,6 +29,8 @@ from drvtopk.prebuilt import Prebuilt, export_command, use_cubins
 from drvtopk.spec import CLUSTERS, Options, Tuning, Variant, instantiations
 from tests.fake_driver import FakeDriver
 
+pytestmark = pytest.mark.usefixtures("tiny_kernels")
+
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = "sm_90a"
 K = 64
@@ -40,7 +42,7 @@ HELD = [
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, compiled_before: Cache) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, compiled_before: Cache, tiny_kernels: None) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     export_kernels(folder, {ARCH: HELD}, cache=compiled_before)
     return folder

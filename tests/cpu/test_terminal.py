@@ -25,6 +25,8 @@ from drvtopk import driver as drv
 from drvtopk.driver import Driver
 from tests.fake_driver import FakeDriver
 drv._loaded = Driver(FakeDriver())
+from tests import tiny
+tiny.install()
 import drvtopk
 drvtopk.prepare(rows=2, width=9, k=5, route="filtered")
 drvtopk.prepare(rows=2, width=9, k=6, route="filtered")
@@ -47,7 +49,7 @@ def in_a_terminal(code: str, *arguments: str, cwd: Path = ROOT, **environment: s
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TQDM_", "DRVTOPK_"))}
     env = {**inherited, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, *(("-c", code) if code else ("-m", "drvtopk")), *arguments]
+    command = [sys.executable, *(("-c", code) if code else ("-m", "tests.tiny")), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=cwd, env=env)
     os.close(theirs)
     seen = b""
