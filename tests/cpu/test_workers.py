@@ -336,7 +336,7 @@ def until(condition: Callable[[], object], seconds: float = 20) -> bool:
 @linux
 @pytest.mark.parametrize("group", [False, True], ids=["to it", "from a terminal"])
 def test_ctrl_c_ends_the_workers_at_once(tmp_path: Path, group: bool) -> None:
-    code = MANY.format(root=str(ROOT), folder=str(tmp_path), here=4)
+    code = MANY.format(root=str(ROOT), folder=str(tmp_path), here=8)
     env = {**os.environ, "DRVTOPK_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -344,7 +344,7 @@ def test_ctrl_c_ends_the_workers_at_once(tmp_path: Path, group: bool) -> None:
     try:
         assert until(lambda: len(waiting_in(tmp_path)) == 2), "two workers beside the one here"
         (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
-        assert until(lambda: not waiting_in(tmp_path), 3)
+        assert until(lambda: not waiting_in(tmp_path), 6), "before the one here is done"
         _, said = process.communicate(timeout=30)
         assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in said
     finally:
