@@ -374,6 +374,14 @@ def test_the_occupancy_calculator(registers: int, smem: int, device: str, blocks
     assert calculated_occupancy(kernel, KNOWN_DEVICES[device], smem) == blocks
 
 
+def test_a_block_takes_no_more_shared_memory_than_it_may_opt_in_to() -> None:
+    """However much an SM has."""
+    device = replace(KNOWN_DEVICES["h200"], smem_optin=100_000)
+    assert calculated_occupancy(KERNEL, device, 100_000) == 2
+    assert calculated_occupancy(KERNEL, device, 100_001) == 0
+    assert calculated_occupancy(replace(KERNEL, static_smem_bytes=1), device, 100_000) == 0
+
+
 def test_the_occupancy_calculator_at_limits_that_no_known_device_reaches() -> None:
     h200 = KNOWN_DEVICES["h200"]
     assert calculated_occupancy(KERNEL, replace(h200, max_blocks_per_sm=1), 0) == 1
