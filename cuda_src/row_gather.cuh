@@ -89,13 +89,6 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
     if (bytes != 0) ptx::mail_copy(lists.own_keys(), to, bytes, &s.mail);
   }
   ptx::mail_wait(&s.mail, met);
-  // Tells the others that this block has what they sent. Behind the cluster's last row only their ends wait for that, and
-  // what a failed guess stores then lies behind barriers of its own: no memory is ordered.
-  if (r + p.groups < p.rows) {
-    ptx::cluster_arrive();
-  } else {
-    ptx::cluster_arrive_relaxed();
-  }
   const uint4 told = lane < kCluster ? s.told[lane] : uint4{0, 0, 0, 0};  // count, ties, pivot, top
   const u32 highest = __reduce_max_sync(0xffffffffu, told.z);
   top = __reduce_max_sync(0xffffffffu, told.w);
@@ -112,6 +105,13 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   const u32 to = 0, part = threadIdx.x, highest = full ? kFull : pivot, ties = own_ties, ties_before = 0, there = own;
   const u32* const from = lists.keys;
 #endif
+  // Tells the others that this block has what they sent. Where a cluster has one row, only their ends wait for that, and
+  // what a failed guess stores lies behind barriers of its own: no memory is ordered.
+  const auto received = [&p] {
+#if DRVTOPK_CLUSTER > 1
+    ptx::cluster_arrive_releasing(p.groups < p.rows);
+#endif
+  };
   // Until all have what this block sent, it keeps its list, and does not end.
   const auto leave = [](bool done) {
 #if DRVTOPK_CLUSTER > 1
@@ -121,8 +121,10 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   };
   if (highest == kFull) {
     __syncthreads();  // what was found has been read
+    received();
     return leave(false);
   }
+  received();  // not directly behind the wait for mail: tools/TRIED.md has what that costs
   const Listed<kWarpsEach * 32> listed{from, part, there};
   const Counted<kWarpsEach * 32> counted{listed, highest, ties};
   Interval in;

@@ -71,6 +71,7 @@ INSTRUCTIONS = {
     "mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64": Needs((8, 6), 90, "order"),
     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64": Needs((8, 0), 90, "order"),
     "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32": Needs((8, 1), 90, "order"),
+    "fence.acq_rel.cluster": Needs((7, 8), 90, "order"),
     "fence.proxy.async.shared::cta": Needs((8, 0), 90, "order"),
     "fence.proxy.async.shared::cluster": Needs((8, 0), 90, "order"),
     "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes": Needs((8, 0), 90, "order"),

@@ -761,6 +761,7 @@ void mail_wait(u64* box, u32 turn, const char* file, int line) {
 
 void cluster_arrive(const char* file, int line) { arrive(true, file, line); }
 void cluster_arrive_relaxed(const char* file, int line) { arrive(false, file, line); }
+void cluster_arrive_releasing(bool releases, const char* file, int line) { arrive(releases, file, line); }
 void cluster_wait(const char* file, int line) {
   idle = 0;
   Fiber& fiber = block->fibers[self];

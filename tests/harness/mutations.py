@@ -180,8 +180,10 @@ _BY_HAND = (
         "a fence that nothing orders before the copies",
     ),
     ("row_gather.cuh", "ptx::mail_room_free()", "ptx::mail_written()", "a fence of the own block's memory only"),
-    ("row_gather.cuh", "r + p.groups < p.rows", "r + 2 * p.groups < p.rows", "relaxed before the last row"),
-    ("row_gather.cuh", "if (r + p.groups < p.rows) {", "if (false) {", "relaxed where a list is overwritten"),
+    ("row_gather.cuh", "p.groups < p.rows", "4 * p.groups < p.rows", "relaxed where a cluster has few rows"),
+    ("row_gather.cuh", "releasing(p.groups < p.rows)", "relaxed()", "relaxed where a list is overwritten"),
+    ("row_gather.cuh", "    received();\n", "", "no arrival where a list is full"),
+    ("row_gather.cuh", "  received();  //", "//", "no arrival before the members are written"),
     ("lists.cuh", "hits != 0 && place < room;", "hits != 0;", "listed behind what there is room for"),
     (
         "row_gather.cuh",

@@ -37,6 +37,7 @@ u32 load_shared(const u32* p);
 u32 cluster_rank();
 void cluster_arrive(HERE);
 void cluster_arrive_relaxed(HERE);
+void cluster_arrive_releasing(bool releases, HERE);
 void cluster_wait(HERE);
 u32 remote_fetch_add(u32* own, u32 rank, u32 v);
 void remote_add(u32* own, u32 rank, u32 v);

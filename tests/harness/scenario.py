@@ -388,6 +388,8 @@ def telling_gather(seed: int) -> Scenario:
     slots = 2 * group + 1
     if kind == 1 and seed % 8 > 3:
         room = 40
+        if seed % 16 > 8:  # a row for each cluster, behind which no arrival orders memory
+            rows = 2
     if kind == 3:  # a first batch that is full, and one that is not
         rows, k, width, slots, tuning = 6, 64, 16_300, 7, ROOMY
         if seed % 8 == 7:  # short rows that registers do not tell apart, and no room to hold them
