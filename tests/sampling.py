@@ -20,8 +20,7 @@ SAMPLE: Mapping[str, int] = {
     "harness": 12,
     "sanitized": 1,
     "planted": 1,
-    "compiles": 30,
-    "commands": 3,
+    "compiles": 18,
     "plans": 5,
     "device faults": 4,
 }

@@ -328,10 +328,12 @@ class Drawn:
 REASON = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
 
 
-def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any) -> None:
-    chance = random.Random(SEED)
+@pytest.mark.exhaustive("plans")
+@pytest.mark.parametrize("part", range(4))
+def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any, part: int) -> None:
+    chance = random.Random(SEED + part)
     seen: dict[str, int] = {}
-    for number in range(20_000):
+    for number in range(5_000):
         drawn = Drawn(chance, list(times))
         tuning = drawn.how.get("tuning", DEFAULT_TUNING)
         about = f"drawn {number}: {drawn.problem} {drawn.device} {drawn.how}"
@@ -373,7 +375,7 @@ def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any) -> None
             assert text == follows if isinstance(follows, str) else json.loads(text) == as_printed(follows), about
             drawn.answers()
     least = {"refused", "fallback", "cooperative", "persistent", "filtered", "clustered", "measured fastest"}
-    assert seen["by a model"] > 100 and all(seen.get(kind, 0) > 100 for kind in least), seen
+    assert seen["by a model"] > 25 and all(seen.get(kind, 0) > 25 for kind in least), seen
 
 
 def launched(text: str) -> dict[str, Any]:

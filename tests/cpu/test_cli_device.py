@@ -29,7 +29,7 @@ def test_demo_times_launches_back_to_back_and_nothing_else(
 ) -> None:
     assert main(["demo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["route"] == "clustered"
+    assert found["exact"] and found["device"] == "Fake H200" and found["plan"]["route"] == "filtered"
     assert (found["seed"], found["heads"], found["head_dim"]) == (demo.SEED, indexer.HEADS, indexer.HEAD_DIM)
     timed = [name for name in api.names if name.startswith(("cuEvent", "cuLaunch"))]
     run = ["cuEventRecord", *["cuLaunchKernel"] * demo.LAUNCHES, "cuEventRecord"]

@@ -110,7 +110,7 @@ def test_a_damaged_entry_is_compiled_anew(tmp_path: Path) -> None:
 
 def compile_in_process(folder: str, start: Any, results: Any) -> None:
     start.wait()
-    for k in (7, 9, 11):
+    for k in (7, 9):
         compiled = compile_variant(Variant(route="persistent", k=k, vec_size=1), ARCH, cache=Cache(Path(folder)))
         results.put((k, hashlib.sha256(compiled.cubin).hexdigest()))
 
@@ -121,12 +121,12 @@ def test_processes_that_compile_into_one_folder_get_the_same_bytes(tmp_path: Pat
     running = [spawn.Process(target=compile_in_process, args=(str(tmp_path), start, results)) for _ in range(2)]
     for process in running:
         process.start()
-    answers = [results.get(timeout=120) for _ in range(6)]
+    answers = [results.get(timeout=120) for _ in range(4)]
     for process in running:
         process.join()
         assert process.exitcode == 0
-    assert len(set(answers)) == 3, answers
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(set(answers)) == 2, answers
+    assert len(list(tmp_path.iterdir())) == 2
     for k, digest in set(answers):
         kept = compile_variant(Variant(route="persistent", k=k, vec_size=1), ARCH, cache=Cache(tmp_path))
         assert kept.from_cache

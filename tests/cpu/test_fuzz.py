@@ -99,7 +99,7 @@ def test_every_pair_of_options_meets() -> None:
 
 @needs_cpp
 def test_right_kernels_pass() -> None:
-    code, lines, errors = run("tools/fuzz.py", "--on", "cpu", *SEED, "--seconds", "8", "--jobs", "2")
+    code, lines, errors = run("tools/fuzz.py", "--on", "cpu", *SEED, "--seconds", "5", "--jobs", "2")
     assert code == 0, (lines, errors)
     assert lines[0] == "seed 1" and " exact on cpu, seed 1, " in lines[1] and "2 processes" in lines[1]
     assert "rows short: " in lines[2] and "loads of " in lines[2]

@@ -115,7 +115,7 @@ def test_a_right_device_passes_what_a_wrong_one_fails(suite: Suite, fault: str) 
 
 def test_what_is_cached_is_not_compiled_ahead_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path))
-    known = Variant(route="filtered", k=8, vec_size=1)
+    known = Variant(route="persistent", k=8, vec_size=1)
     support.compile_ahead([known], "sm_90a")
     entries = list(tmp_path.iterdir())
     assert len(entries) == 1
@@ -126,5 +126,5 @@ def test_what_is_cached_is_not_compiled_ahead_again(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(support, "ProcessPoolExecutor", refuse)
     support.compile_ahead([known], "sm_90a")
     with pytest.raises(RuntimeError, match="a process is begun"):
-        support.compile_ahead([known, Variant(route="filtered", k=9, vec_size=1)], "sm_90a")
+        support.compile_ahead([known, Variant(route="persistent", k=9, vec_size=1)], "sm_90a")
     assert list(tmp_path.iterdir()) == entries

@@ -75,7 +75,7 @@ def test_an_installed_wheel_finds_its_kernels_and_compiles_them(built: tuple[Pat
     code = """
 import drvtopk, drvtopk.source, drvtopk.compiler
 names = sorted(drvtopk.source.kernel_sources())
-drvtopk.compiler.compile_variant(drvtopk.Variant(route="filtered", k=8, vec_size=4), "sm_90a")
+drvtopk.compiler.compile_variant(drvtopk.Variant(route="persistent", k=8, vec_size=4), "sm_90a")
 print(drvtopk.__file__, *names, sep="\\n")
 """
     origin, *names = python("-c", code, cwd=tmp_path, path=target).splitlines()

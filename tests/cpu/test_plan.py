@@ -254,6 +254,7 @@ def limited(device: DeviceInfo) -> Occupancy:
     return occupancy
 
 
+@pytest.mark.exhaustive("plans")
 @pytest.mark.parametrize("device", [SMALLEST, *KNOWN_DEVICES.values()], ids=lambda d: d.name)
 def test_there_is_a_plan_for_every_k(device: DeviceInfo) -> None:
     """With registers as the kernels are limited to; the fallback where a row needs more blocks than there are."""
