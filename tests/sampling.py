@@ -15,13 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("cuda_src", "drvtopk", "tests", "tools")
 SAMPLE: Mapping[str, int] = {
-    "mutations": 10,
-    "schedules": 8,
-    "harness": 8,
+    "mutations": 8,
+    "schedules": 6,
+    "harness": 6,
     "sanitized": 1,
     "planted": 1,
-    "compiles": 14,
-    "plans": 6,
+    "compiles": 10,
+    "plans": 4,
     "device faults": 4,
 }
 """How many cases of each set an ordinary run takes. The names are those of the `exhaustive` marks."""

@@ -133,6 +133,7 @@ def test_a_wrong_kernel_or_oracle_ends_it_with_the_line_that_repeats_it(
     assert run(*again, cwd=there) == (code, lines, ""), "the same case is wrong in the same way"
 
 
+@pytest.mark.exhaustive("device faults")
 @pytest.mark.parametrize("fault", ["", "hole", "writes_beside", "order_ignored", "pages_of_minus_one"])
 def test_on_a_gpu(tmp_path: Path, fault: str) -> None:
     """On the emulated one: eager, graphs, streams and what they write."""

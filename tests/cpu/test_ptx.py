@@ -412,6 +412,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.exhaustive("compiles")
 @pytest.mark.parametrize(("variant", "arch"), KERNELS, ids=str)
 def test_nothing_is_wrong_in_the_ptx(variant: Variant, arch: str) -> None:
     kernel = compiled(variant, arch)

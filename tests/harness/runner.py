@@ -65,20 +65,20 @@ def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanit
         raise ValueError(f"{entry} declares its dynamic shared memory in another way than {_DYNAMIC.decode()}")
     files[entry] = files[entry].replace(_DYNAMIC, _HERE_DYNAMIC)
     files["entry.h"] = f'#include "shim.h"\n#include "{entry}"\n#define HARNESS_ENTRY {variant.entry}\n'.encode()
-    # Kernels that a test changed run a few times only.
-    compiler = [COMPILER, "-std=c++17", "-g1", "-O1" if sources is None else "-O0", "-Wall", "-Wno-unknown-pragmas"]
+    compiler = [COMPILER, "-std=c++17", "-g1", "-Wall", "-Wno-unknown-pragmas"]
+    speed = "-O1" if sources is None else "-O0"  # kernels that a test changed run a few times only
     host = {name: text for name, text in files.items() if name in _MACHINE}
     numbers = [f"-D{name}={value}" for name, value in definitions(variant, "sm_90a").items()]
     threads = f"-DHARNESS_THREADS={variant.threads}"
     if sanitize:
         compiler += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        mode = ["-DHARNESS_SANITIZED", "-DHARNESS_STACK=65536"]
+        mode = ["-O1", "-DHARNESS_SANITIZED", "-DHARNESS_STACK=65536"]
         hooks = []
     else:
         mode = ["-O2", "-DHARNESS_STACK=16384"]
         hooks = ["-fsanitize=thread"]  # compiled in, not linked: machine.cpp brings its own
     machine = _made("machine.o", [*compiler, threads, *mode, "-c", "machine.cpp"], host)
-    kernel = _made("kernel.o", [*compiler, *hooks, *numbers, "-c", "kernel.cpp"], files)
+    kernel = _made("kernel.o", [*compiler, speed, *hooks, *numbers, "-c", "kernel.cpp"], files)
     return _made("program", [*compiler, str(kernel), str(machine), "-o", "program"], {})
 
 
