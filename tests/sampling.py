@@ -17,7 +17,7 @@ SOURCES = ("cuda_src", "drvtopk", "tests", "tools")
 SAMPLE: Mapping[str, int] = {
     "mutations": 8,
     "schedules": 6,
-    "harness": 6,
+    "harness": 14,
     "sanitized": 1,
     "planted": 1,
     "compiles": 10,

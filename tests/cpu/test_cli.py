@@ -267,7 +267,8 @@ def test_compile_gives_seconds_only_where_it_compiled(
     assert float(capsys.readouterr().out.splitlines()[-1].split()[-1]) > 0
 
 
-def test_plan_is_a_calculator(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_is_a_calculator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "kernel_sources", lambda: tiny.SOURCES)
     common = ("plan", "--device", "h200", "--rows", "4", "--k", "1024", "--chunk", "8472")
     found = document(capsys, *common, "--stride", "1118304")
     assert {f.name for f in dataclasses.fields(Plan)} <= set(found)
@@ -466,6 +467,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_beside_the_json(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path / "file" / "folder"))
+    monkeypatch.setattr(compiler, "kernel_sources", lambda: tiny.SOURCES)
     assert main([*PLAN, "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["route"] == "filtered"

@@ -28,6 +28,7 @@ K = 64
 LENGTHS = (WIDTH, WIDTH - 1, 601, 600, 301, 300, K + 1, K, K - 1, 1, 0, -1, -(2**31), 2**31 - 1)
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", INPUTS)
 def test_every_kind_of_input_on_every_path(name: str, route: str) -> None:
@@ -53,6 +54,7 @@ def test_under_address_and_undefined_behaviour_sanitizers(seed: int) -> None:
     assert any_scenario(seed, k=K).complaint(sanitize=True) == ""
 
 
+@pytest.mark.exhaustive("harness")
 def test_rows_about_as_long_as_registers_hold_at_the_largest_k() -> None:
     """Read an element at a time by 512 threads, which hold 28 each there."""
     held = 28 * 512
@@ -186,6 +188,7 @@ def test_one_block_more_than_fit_is_the_ancestors_deadlock(slots: int) -> None:
     assert complaint.count("polling arrivals of group 0") == slots - 1, "the others wait at the first barrier"
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("slots", [1, 2, 8, 33])
 def test_the_same_row_as_planned_for_those_slots_finishes(slots: int) -> None:
     grid_too_large = ancestor(slots)

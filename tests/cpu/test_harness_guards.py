@@ -73,6 +73,7 @@ def test_forced_tokens_among_log_probabilities(route: str, group: int | None, wi
     assert faults(x, k, None, run.out) == []
 
 
+@pytest.mark.exhaustive("harness")
 def test_a_source_is_kept_until_its_copies_are_read() -> None:
     assert [telling_gather(seed).complaint() for seed in range(12)] == [""] * 12
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +79,27 @@ def build(variant: Variant, *, sources: Mapping[str, bytes] | None = None, sanit
     else:
         mode = ["-O2", "-DHARNESS_STACK=16384"]
         hooks = ["-fsanitize=thread"]  # compiled in, not linked: machine.cpp brings its own
-    machine = _made("machine.o", [*compiler, threads, *mode, "-c", "machine.cpp"], host)
-    kernel = _made("kernel.o", [*compiler, speed, *hooks, *numbers, "-c", "kernel.cpp"], files)
-    return _made("program", [*compiler, str(kernel), str(machine), "-o", "program"], {})
+    machine = _made(BUILDS, "machine.o", [*compiler, threads, *mode, "-c", "machine.cpp"], host)
+    builds = BUILDS if sources is None else _builds_of_changed_kernels()
+    kernel = _made(builds, "kernel.o", [*compiler, speed, *hooks, *numbers, "-c", "kernel.cpp"], files)
+    return _made(builds, "program", [*compiler, str(kernel), str(machine), "-o", "program"], {})
 
 
-def _made(output: str, command: list[str], files: Mapping[str, bytes]) -> Path:
-    """What `command` makes as `output` in a folder of these files, kept by the content of both."""
+@cache
+def _builds_of_changed_kernels() -> Path:
+    """A folder that goes with this process."""
+    made = tempfile.TemporaryDirectory(prefix="drvtopk-harness-")
+    atexit.register(made.cleanup)
+    return Path(made.name)
+
+
+def _made(builds: Path, output: str, command: list[str], files: Mapping[str, bytes]) -> Path:
+    """What `command` makes as `output` in a folder of these files, kept in `builds` by the content of both."""
     digest = hashlib.sha256(repr((command, sorted(files.items()))).encode()).hexdigest()[:24]
-    kept = BUILDS / f"{digest}.{output}"
+    kept = builds / f"{digest}.{output}"
     if not kept.exists():
-        BUILDS.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=BUILDS) as folder:
+        builds.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=builds) as folder:
             for file, text in files.items():
                 (Path(folder) / file).write_bytes(text)
             try:
