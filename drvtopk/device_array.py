@@ -76,7 +76,8 @@ class DeviceArray:
             raise InvalidArgument("stream", 0, "1 (legacy), 2 (per thread), -1 (no ordering), None or a handle")
         consumer = 1 if stream is None else int(stream)
         if consumer != -1 and not same_stream(consumer, self._stream):
-            self._engine.driver.stream_wait(consumer, self._stream)
+            with self._in_its_context():  # another device's may be current
+                self._engine.driver.stream_wait(consumer, self._stream)
         tensor = dlpack.Tensor(
             address=self._address if self.shape[0] and self.shape[1] else 0,
             shape=self.shape,
@@ -89,14 +90,17 @@ class DeviceArray:
         )
         return dlpack.capsule_of(tensor, self, versioned=max_version is not None and max_version[0] >= 1)
 
+    def _in_its_context(self) -> contextlib.AbstractContextManager[None]:
+        return self._engine.driver.current(self._engine.context)
+
     def numpy(self) -> npt.NDArray[Any]:
         """A copy on the host, after the launch that fills it."""
         host = np.empty(self.shape, dtype=self.dtype)
-        with self._engine.driver.relaxed_capture():
+        with self._in_its_context(), self._engine.driver.relaxed_capture():
             self._engine.staging.to_host(host, self._address, self._stream)
         return host
 
     def __del__(self) -> None:
         if getattr(self, "_address", 0):
             with contextlib.suppress(Exception):  # at interpreter exit the context may be gone, and the memory with it
-                self._engine.driver.mem_free_in(self._engine.context, self._address)
+                self._engine.driver.mem_free_in(self._engine.context, self._engine.context_id, self._address)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,8 @@ INVALID_CLUSTER_SIZE = 912
 # 912 (driver 580, clusters of 16 in green contexts of 8 to 64 SMs); 720 is what grids are refused by that never fit.
 CLUSTER_REFUSALS = (INVALID_CLUSTER_SIZE, COOPERATIVE_LAUNCH_TOO_LARGE)
 _INVALID_VALUE, _NOT_SUPPORTED = 1, 801
+# Of a cooperative launch: too many blocks, or none at all where this device or its sharing knows no such launch.
+COOPERATIVE_REFUSALS = (COOPERATIVE_LAUNCH_TOO_LARGE, _NOT_SUPPORTED)
 DEFAULT_STREAMS = 0, 1, 2  # the null stream, the legacy one and that of the calling thread
 _STREAMS = 64  # whose configurations a dependent launch keeps
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -29,6 +33,11 @@ _POINTER_ATTRIBUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int)
 Launch = Callable[[Any], bool]
 """Launches on a stream, its handle given. False: nothing was launched, as what waits together can never be resident."""
 _NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA driver"
+OLDEST = 12, 0
+"""The oldest CUDA version of a driver that runs this package: R525."""
+OLDEST_CAPABILITY = 8, 0
+_NOT_FOUND = re.compile(r'[Ff]unction "?(\w+)"? (?:is )?not found')  # the bindings, of what the driver lacks
+_PER_THREAD = "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM"  # has the bindings take handle 0 for the thread's own stream
 
 _FORKED = (
     "this process was forked after CUDA was initialised, and CUDA does not work in such a child: start worker "
@@ -81,32 +90,63 @@ class Driver:
 
     def __init__(self, api: Any) -> None:
         self.api = api
-        self._primary: dict[int, Any] = {}
+        self._primary: dict[int, tuple[Any, int]] = {}  # (context, its `context_id`) by device
         self._pointer_attribute: Callable[..., int] | None = None
+        self._legacy = 1 if os.environ.get(_PER_THREAD, "0") not in ("", "0") else 0
+        """What the bindings take for the legacy default stream."""
 
     def _call(self, name: str, *args: Any, about: str = "") -> Any:
+        function = getattr(self.api, name, None)
+        if function is None:
+            raise DriverUnavailable(f"these cuda.bindings have no {name}; pip install 'cuda-python>=12.9,<14'")
         try:
-            code, *values = getattr(self.api, name)(*args)
-        except RuntimeError as error:  # the bindings find libcuda at the first call, and raise if there is none
-            raise DriverUnavailable(f"{_NO_DRIVER} ({str(error).splitlines()[0]})") from error
+            code, *values = function(*args)
+        except RuntimeError as error:
+            raise self._unavailable(name, error) from error
         if int(code) != 0:
             raise self._error(name, code, about)
         return values[0] if len(values) == 1 else tuple(values)
 
+    def _unavailable(self, name: str, error: Exception) -> DriverUnavailable:
+        """The bindings find libcuda at the first call, and each of its functions at the first call of that."""
+        missing = _NOT_FOUND.search(str(error))
+        if missing is None:
+            return DriverUnavailable(f"{_NO_DRIVER} ({(str(error).splitlines() or [type(error).__name__])[0]})")
+        version = ""
+        if name != "cuDriverGetVersion":
+            with contextlib.suppress(DriverError, DriverUnavailable):
+                version = " (CUDA {}.{})".format(*self.driver_version())
+        return DriverUnavailable(f"this NVIDIA driver{version} has no {missing[1]}: install a newer one")
+
+    def _optional(self, name: str, *args: Any, about: str = "") -> Any | None:
+        """What the call answers; None where the driver or the bindings are older than the function."""
+        try:
+            return self._call(name, *args, about=about)
+        except DriverUnavailable:
+            return None
+
     def _error(self, call: str, code: Any, about: str) -> DriverError:
         texts = []
         for getter in ("cuGetErrorName", "cuGetErrorString"):
-            answer = getattr(self.api, getter)(code)
-            text = answer[1] if int(answer[0]) == 0 else None
+            try:
+                failed, text = getattr(self.api, getter)(code)
+            except RuntimeError:  # the driver lacks even this
+                failed, text = 1, None
+            text = None if int(failed) else text
             texts.append(text.decode() if isinstance(text, bytes) else str(text or "unknown"))
         return DriverError(call, int(code), texts[0], texts[1], about)
 
     # The machine
 
     def init(self) -> None:
-        """Loads libcuda; DriverUnavailable names what is missing."""
+        """Loads libcuda; DriverUnavailable names what is missing, or that it is too old."""
         try:
             self._call("cuInit", 0)
+            version = self.driver_version()
+            if version < OLDEST:
+                raise DriverUnavailable(
+                    "this NVIDIA driver runs CUDA {}.{}; drvtopk needs {}.{} or newer".format(*version, *OLDEST)
+                )
             count = self.device_count()
         except DriverError as error:
             raise DriverUnavailable(f"no usable CUDA device: {error}") from error
@@ -157,6 +197,13 @@ class Driver:
         """A number that no other context of this process ever has, even after this one is destroyed."""
         return int(self._call("cuCtxGetId", context))
 
+    def _number(self, context: Any) -> int | None:
+        """`context_id`, or None if the context is there no more."""
+        try:
+            return self.context_id(context)
+        except DriverError:
+            return None
+
     def current_ordinal(self) -> int:
         """The device of the current context, as `devices()` counts them."""
         return int(self._call("cuCtxGetDevice"))
@@ -183,10 +230,20 @@ class Driver:
         return int(address)
 
     def context_device(self, context: Any) -> DeviceInfo:
-        """The limits of what the current context may use: in a green context or an MPS share, not the whole die."""
+        """The limits of what the current context may use: in a green context or an MPS share, not the whole die.
+
+        DriverUnavailable for a device that is older than the kernels can be compiled for.
+        """
         device = self._call("cuCtxGetDevice")
+        capability = tuple(self._attribute(f"COMPUTE_CAPABILITY_{part}", device) for part in ("MAJOR", "MINOR"))
+        if capability < OLDEST_CAPABILITY:
+            raise DriverUnavailable(
+                "{} has compute capability {}.{}; drvtopk needs {}.{} or newer".format(
+                    self.device_info(device).name, *capability, *OLDEST_CAPABILITY
+                )
+            )
         sms: int | None = None
-        # Contexts that cannot be asked (older drivers, or bindings) own their whole device.
+        # Contexts that cannot be asked (before CUDA 12.4) own their whole device.
         with contextlib.suppress(DriverError, DriverUnavailable, AttributeError):
             kind = self.api.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
             sms = int(self._call("cuCtxGetDevResource", context, kind).sm.smCount)
@@ -197,7 +254,7 @@ class Driver:
 
         None for a stream of none, and where the driver or the bindings are older than green contexts (CUDA 12.4).
         """
-        with contextlib.suppress(DriverError, DriverUnavailable, AttributeError):  # missing functions raise the latter
+        with contextlib.suppress(DriverError, DriverUnavailable, AttributeError):
             green = self._call("cuStreamGetGreenCtx", stream)
             if int(green):
                 kind = self.api.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
@@ -209,12 +266,13 @@ class Driver:
         """Makes the device's primary context current for a while, for callers that have none of their own.
 
         It stays retained until the process ends, as the CUDA runtime keeps it: releasing the last reference would
-        destroy it with every kernel loaded in it.
+        destroy it with every kernel loaded in it. After cuDevicePrimaryCtxReset it is retained anew.
         """
-        context = self._primary.get(ordinal)
-        if context is None:
+        context, number = self._primary.get(ordinal, (None, 0))
+        if context is None or self._number(context) != number:
             device = self._call("cuDeviceGet", ordinal)
-            context = self._primary[ordinal] = self._call("cuDevicePrimaryCtxRetain", device)
+            context = self._call("cuDevicePrimaryCtxRetain", device)
+            self._primary[ordinal] = context, self.context_id(context)
         before = self._call("cuCtxGetCurrent")
         self._call("cuCtxSetCurrent", context)
         try:
@@ -245,10 +303,18 @@ class Driver:
     # Kernels
 
     def load_function(self, cubin: bytes, entry: str) -> Any:
-        """The one kernel of a cubin, really loaded (loading is lazy unless asked for)."""
+        """The one kernel of a cubin, really loaded (loading is lazy unless asked for). A module that fails is unloaded.
+
+        Before CUDA 12.4 nothing asks for it but the attributes and the occupancy, which every plan sets and reads.
+        """
         module = self._call("cuModuleLoadData", cubin, about=entry)
-        function = self._call("cuModuleGetFunction", module, entry.encode(), about=entry)
-        self._call("cuFuncLoad", function, about=entry)
+        try:
+            function = self._call("cuModuleGetFunction", module, entry.encode(), about=entry)
+            self._optional("cuFuncLoad", function, about=entry)
+        except BaseException:
+            with contextlib.suppress(DriverError, DriverUnavailable):
+                self._call("cuModuleUnload", module, about=entry)
+            raise
         return function
 
     def raise_shared_memory_limit(self, function: Any, smem_bytes: int, about: str = "") -> None:
@@ -306,10 +372,10 @@ class Driver:
         keep: object = None,
     ) -> Launch:
         """A plain launch; False for an error of `refusals`."""
-        call = self.api.cuLaunchKernel
+        call, legacy = self.api.cuLaunchKernel, self._legacy
 
         def launch(stream: Any, _keep: object = keep) -> bool:
-            (code,) = call(function, grid, 1, 1, threads, 1, 1, smem_bytes, stream, params, 0)
+            (code,) = call(function, grid, 1, 1, threads, 1, 1, smem_bytes, stream or legacy, params, 0)
             if code != 0:
                 if code in refusals:
                     return False
@@ -353,7 +419,7 @@ class Driver:
         config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = smem_bytes
-        config.hStream = self.api.CUstream(stream)
+        config.hStream = self.api.CUstream(stream or self._legacy)
         overlap = self.api.CUlaunchAttribute()
         overlap.id = self.api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         overlap.value.programmaticStreamSerializationAllowed = 1
@@ -368,7 +434,8 @@ class Driver:
         In a capture the driver refuses nothing, and the graph's replay would never end (seen on an H200, driver 580):
         so a stream of a green context is asked for its SMs first, of which each holds `per_sm` blocks.
         """
-        call, green_of = self.api.cuLaunchCooperativeKernel, getattr(self.api, "cuStreamGetGreenCtx", None)
+        call, legacy = self.api.cuLaunchCooperativeKernel, self._legacy
+        green_of = getattr(self.api, "cuStreamGetGreenCtx", None)
 
         def launch(stream: Any, _keep: object = keep) -> bool:
             nonlocal green_of
@@ -381,9 +448,9 @@ class Driver:
                     part = self.green_context(stream)
                     if part is not None and part[1] * per_sm < grid:
                         return False
-            (code,) = call(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream, params)
+            (code,) = call(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream or legacy, params)
             if code != 0:
-                if code == COOPERATIVE_LAUNCH_TOO_LARGE:
+                if code in COOPERATIVE_REFUSALS:
                     return False
                 raise self._error("cuLaunchCooperativeKernel", code, about)
             return True
@@ -398,10 +465,15 @@ class Driver:
     def mem_free(self, address: int) -> None:
         self._call("cuMemFree", address)
 
-    def mem_free_in(self, context: Any, address: int) -> None:
-        """For finalisers, which run at any time on any thread: it may have another context, or none, or a capture."""
-        with self.current(context), self.relaxed_capture():
-            self._call("cuMemFree", address)
+    def mem_free_in(self, context: Any, number: int, address: int) -> None:
+        """For finalisers, which run at any time on any thread: it may have another context, or none, or a capture.
+
+        `number` is the context's `context_id`. Memory of a context that was destroyed went with it, and another one may
+        lie at either address by now. Waits for the device, so that work of whatever stream that still reads it is safe.
+        """
+        if self._number(context) == number:
+            with self.current(context), self.relaxed_capture():
+                self._call("cuMemFree", address)
 
     @contextlib.contextmanager
     def lent(self, size: int, stream: int) -> Iterator[int]:
@@ -429,10 +501,10 @@ class Driver:
         return int(self._call("cuMemHostAlloc", size, 0))
 
     def mem_alloc_async(self, size: int, stream: int) -> int:
-        return int(self._call("cuMemAllocAsync", max(size, 1), stream))
+        return int(self._call("cuMemAllocAsync", max(size, 1), stream or self._legacy))
 
     def mem_free_async(self, address: int, stream: int) -> None:
-        self._call("cuMemFreeAsync", address, stream)
+        self._call("cuMemFreeAsync", address, stream or self._legacy)
 
     def mem_info(self) -> tuple[int, int]:
         """Free and total device memory, bytes."""
@@ -451,15 +523,15 @@ class Driver:
 
     def copy_async(self, to: int, source: int, size: int, stream: int) -> None:
         """Between device memory and pinned host memory, in the order of `stream`."""
-        self._call("cuMemcpyAsync", to, source, size, stream)
+        self._call("cuMemcpyAsync", to, source, size, stream or self._legacy)
 
     def memset(self, address: int, byte: int, size: int, stream: int = 0) -> None:
         if size:
-            self._call("cuMemsetD8Async", address, byte, size, stream)
+            self._call("cuMemsetD8Async", address, byte, size, stream or self._legacy)
 
     def memset32(self, address: int, word: int, count: int, stream: int = 0) -> None:
         if count:
-            self._call("cuMemsetD32Async", address, word, count, stream)
+            self._call("cuMemsetD32Async", address, word, count, stream or self._legacy)
 
     def stream_create(self) -> int:
         return int(self._call("cuStreamCreate", int(self.api.CUstream_flags.CU_STREAM_NON_BLOCKING)))
@@ -468,10 +540,10 @@ class Driver:
         self._call("cuStreamDestroy", stream)
 
     def stream_synchronize(self, stream: int = 0) -> None:
-        self._call("cuStreamSynchronize", stream)
+        self._call("cuStreamSynchronize", stream or self._legacy)
 
     def stream_is_capturing(self, stream: int) -> bool:
-        return int(self._call("cuStreamIsCapturing", stream)) != 0
+        return int(self._call("cuStreamIsCapturing", stream or self._legacy)) != 0
 
     def synchronize(self) -> None:
         self._call("cuCtxSynchronize")
@@ -483,7 +555,7 @@ class Driver:
         self._call("cuEventDestroy", event)
 
     def event_record(self, event: Any, stream: int = 0) -> None:
-        self._call("cuEventRecord", event, stream)
+        self._call("cuEventRecord", event, stream or self._legacy)
 
     def event_synchronize(self, event: Any) -> None:
         self._call("cuEventSynchronize", event)
@@ -498,7 +570,7 @@ class Driver:
         event = self.event_create()
         try:
             self.event_record(event, producer)
-            self._call("cuStreamWaitEvent", stream, event, 0)
+            self._call("cuStreamWaitEvent", stream or self._legacy, event, 0)
         finally:
             self.event_destroy(event)
 
@@ -513,7 +585,7 @@ class Driver:
         return self._call("cuGraphInstantiate", graph, 0)
 
     def graph_launch(self, executable: Any, stream: int) -> None:
-        self._call("cuGraphLaunch", executable, stream)
+        self._call("cuGraphLaunch", executable, stream or self._legacy)
 
     def graph_destroy(self, graph: Any) -> None:
         self._call("cuGraphDestroy", graph)

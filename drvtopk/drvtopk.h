@@ -508,11 +508,13 @@ static inline const drvtopk_kernel* drvtopk_kernel_of_(drvtopk_planning_* p, drv
   return NULL;
 }
 
-// The widest load, in elements, that the base address, the row stride and every chunk start allow.
+// The widest load, in elements, that the base address, the row stride and every chunk start allow. A single row has no
+// stride.
 static inline int64_t drvtopk_vec_size_(const drvtopk_planning_* p, int64_t chunk) {
   const int64_t step = p->problem->options.row_starts ? 0 : chunk;
+  const int64_t stride = p->problem->rows > 1 ? p->problem->stride : 0;
   int64_t vec = p->like->widest;
-  while (vec > 1 && (p->problem->offset % vec || p->problem->stride % vec || step % vec)) vec /= 2;
+  while (vec > 1 && (p->problem->offset % vec || stride % vec || step % vec)) vec /= 2;
   return vec;
 }
 
@@ -681,7 +683,7 @@ static inline drvtopk_error drvtopk_persistent_(drvtopk_planning_* p, int64_t gi
   plan->needs_cooperation = plan->cooperative = waits;
   plan->headroom = headroom;
   plan->headroom_kept = kept;
-  plan->workspace_bytes = waits ? groups * drvtopk_group_state_bytes_(kernel, group) : 0;
+  plan->workspace_bytes = waits && problem->rows ? groups * drvtopk_group_state_bytes_(kernel, group) : 0;
   if (!waits) {
     drvtopk_say_(plan->why,
                  "persistent: no row above %" PRId32 " is expected (max_seq_len %" PRId64

@@ -315,6 +315,7 @@ class Engine:
         device: DeviceInfo,
         *,
         context: Any = None,
+        context_id: int = 0,
         ordinal: int = 0,
         cache: Cache | None = None,
         prebuilt: Prebuilt | None = None,
@@ -322,7 +323,9 @@ class Engine:
         self.driver = driver
         self.device = device
         self.context = context
-        """The host's; kept to free in it what `topk` made for a caller."""
+        """The host's; kept to read and to free in it what `topk` made for a caller."""
+        self.context_id = context_id
+        """The driver's number of it, by which another one at the same address is told apart."""
         self.ordinal = ordinal
         """Of the context's device."""
         self.staging = Staging(driver)
@@ -515,7 +518,7 @@ def current_engine() -> Engine:
         found = _engines.pop(key, None)
         if found is None:
             device, ordinal = driver.context_device(context), driver.current_ordinal()
-            found = Engine(driver, device, context=context, ordinal=ordinal)
+            found = Engine(driver, device, context=context, context_id=key, ordinal=ordinal)
             if len(_engines) >= _CONTEXTS:
                 del _engines[next(iter(_engines))]
         _engines[key] = found  # at the end, as the latest

@@ -69,7 +69,7 @@ def _ordinal(number: int) -> str:
 def _narrowed_by(p: Plan, problem: Problem | None) -> str:
     """What keeps loads from being twice as wide."""
     twice = 2 * p.vec_size
-    if p.stride % twice:
+    if p.rows > 1 and p.stride % twice:
         return f"the row stride, {p.stride:,}, is no multiple of {twice}"
     if p.route == "persistent" and p.group > 1 and not p.options.row_starts and p.chunk % twice:
         return f"the chunk, {p.chunk:,}, is no multiple of {twice}"

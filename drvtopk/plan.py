@@ -177,12 +177,12 @@ class Plan:
 def vec_size(problem: Problem, chunk: int) -> int:
     """The widest load, in elements, that the base address, the row stride and every chunk start allow.
 
-    Where windows begin anywhere, so do chunks: the kernel then begins at the load that the first element lies in.
+    A single row has no stride. Where windows begin anywhere, so do chunks: the kernel then begins at the load that the
+    first element lies in.
     """
     step = 0 if problem.options.row_starts else chunk
-    return next(
-        v for v in reversed(problem.options.vec_sizes) if not (problem.offset % v or problem.row_stride % v or step % v)
-    )
+    stride = problem.row_stride if problem.rows > 1 else 0
+    return next(v for v in reversed(problem.options.vec_sizes) if not (problem.offset % v or stride % v or step % v))
 
 
 def calculated_occupancy(kernel: KernelInfo, device: DeviceInfo, smem_bytes: int, threads: int = THREADS) -> int:
@@ -370,7 +370,7 @@ def _persistent(
         headroom=headroom,
         headroom_kept=kept,
         cooperative=needs_cooperation,
-        workspace_bytes=groups * variant.group_state_bytes(group) if needs_cooperation else 0,
+        workspace_bytes=groups * variant.group_state_bytes(group) if needs_cooperation and problem.rows else 0,
         why=why,
         tuning=tuning,
         options=problem.options,

@@ -56,7 +56,7 @@ FORMULAE: Mapping[str, str] = {
     "group": "max(1, -(-width // shared_chunk)) if route == 'persistent' else cluster",
     "chunk": "shared_chunk if route == 'persistent' else max(-(-width // group), 1)",
     "step": "chunk if route == 'persistent' and group > 1 and not row_starts else 0",
-    "vec_size": "max(v for v in vec_sizes if offset % v == stride % v == step % v == 0)",
+    "vec_size": "max(v for v in vec_sizes if offset % v == (stride if rows > 1 else 0) % v == step % v == 0)",
     "residency": "2 if route == 'persistent' or rows * group > sms else 1",
     "threads": "512 if route == 'clustered' or (route == 'filtered' and residency == 2) else 1024",
     "smem_budget": "min(smem_optin, (smem_per_sm // max(1, min(2, max_threads_per_sm // threads)) - smem_reserved) "
@@ -82,7 +82,7 @@ FORMULAE: Mapping[str, str] = {
     "fits": "occupancy >= 1 and (not needs_cooperation or groups * group <= resident_cap) "
     "and (route != 'clustered' or (group <= max_cluster and candidates >= k and together >= 1))",
     "group_state_bytes": "align(128 + (3 * 2080 + 2 * group + members) * 4, 128)",
-    "workspace_bytes": "groups * group_state_bytes if needs_cooperation else 0",
+    "workspace_bytes": "groups * group_state_bytes if needs_cooperation and rows else 0",
     "cooperative": "needs_cooperation",
 }
 

@@ -33,9 +33,14 @@ class Staging:
     def _ready(self) -> list[tuple[int, Bytes, Any]]:
         """(address, the same as an array, event) of each buffer."""
         while len(self._buffers) < 2:
-            address = self._driver.mem_alloc_pinned(self._size)
+            event = self._driver.event_create()
+            try:
+                address = self._driver.mem_alloc_pinned(self._size)
+            except BaseException:
+                self._driver.event_destroy(event)
+                raise
             words = np.ctypeslib.as_array((ctypes.c_uint8 * self._size).from_address(address))
-            self._buffers.append((address, words, self._driver.event_create()))
+            self._buffers.append((address, words, event))
         return self._buffers
 
     def _pieces(self, size: int) -> Iterator[tuple[int, int, tuple[int, Bytes, Any]]]:

@@ -532,7 +532,8 @@ def test_memory_of_a_result_is_freed_in_its_own_context(api: EmulatedDriver, x: 
     del found
     gc.collect()
     calls = [name for name in api.names if name != "cuThreadExchangeStreamCaptureMode"]
-    assert calls == ["cuCtxPushCurrent", "cuMemFree", "cuCtxPopCurrent"] and api.calls[0][1] == (0x77,)
+    assert calls == ["cuCtxGetId", "cuCtxPushCurrent", "cuMemFree", "cuCtxPopCurrent"]
+    assert api.calls[0][1] == api.calls[1][1] == (0x77,)
 
 
 UNSAFE = ("cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuModuleLoadData", "cuEventSynchronize", "cuStreamSynchronize")

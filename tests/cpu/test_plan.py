@@ -88,7 +88,7 @@ def sizes_by_hand(made: Plan, problem: Problem) -> None:
     narrow = made.route == "clustered" or (made.route == "filtered" and made.residency == 2)
     assert made.block == (512 if narrow else 1024)
     shared = made.route == "persistent" and made.group > 1
-    starts = (problem.offset, problem.row_stride, made.chunk if shared else 0)
+    starts = (problem.offset, problem.row_stride if problem.rows > 1 else 0, made.chunk if shared else 0)
     assert made.vec_size == next(v for v in (4, 2, 1) if all(start % v == 0 for start in starts))
 
 
@@ -108,7 +108,7 @@ def by_hand(made: Plan, problem: Problem, device: DeviceInfo, occupancy: int) ->
     if waits:
         assert made.grid <= made.resident_cap
         assert made.group * made.chunk >= problem.width
-        assert made.workspace_bytes == workspace_bytes(made.groups, made.group)
+        assert made.workspace_bytes == (workspace_bytes(made.groups, made.group) if problem.rows else 0)
     else:
         assert made.workspace_bytes == 0
     sizes_by_hand(made, problem)
@@ -174,7 +174,7 @@ def test_every_plan_obeys_the_launch_rules(problem: Problem, device: DeviceInfo)
     assert (variant, smem, answer) == (made.variant, made.smem_bytes, made.occupancy), "asked of what is launched"
     assert made.smem_bytes <= device.smem_optin
     assert made.occupancy >= 1 and made.block == made.variant.threads
-    assert problem.offset % made.vec_size == problem.row_stride % made.vec_size == 0
+    assert problem.offset % made.vec_size == (problem.rows > 1 and problem.row_stride % made.vec_size) == 0
     if made.route == "persistent":
         assert made.group == 1 or made.chunk % made.vec_size == 0
         by_hand(made, problem, device, made.occupancy)
@@ -270,6 +270,23 @@ def test_there_is_a_plan_for_every_k(device: DeviceInfo) -> None:
                 plan(problem, device, limited(device), route="persistent")
         else:
             assert made.route == "filtered" and ("fallback: one row needs" in made.why or device.sms < 3 * 16)
+
+
+def test_decode_of_one_row_takes_one_kernel_whatever_its_width() -> None:
+    def variant(rows: int, width: int, offset: int = 0) -> Variant:
+        device = KNOWN_DEVICES["h200"]
+        return plan(Problem(rows=rows, width=width, k=1024, offset=offset), device, limited(device)).variant
+
+    made = {variant(1, width) for width in range(131_069, 131_078)}
+    assert len(made) == 1 and made.pop().vec_size == 4
+    assert variant(2, 131_071).vec_size == 1 and variant(1, 131_072, offset=2).vec_size == 2
+
+
+def test_no_rows_need_no_workspace() -> None:
+    for device in KNOWN_DEVICES.values():
+        for route in ("auto", "persistent"):
+            made = plan(Problem(rows=0, width=100_000, k=64), device, limited(device), route=route)
+            assert (made.grid, made.workspace_bytes) == (0, 0)
 
 
 @settings(max_examples=150, deadline=None)

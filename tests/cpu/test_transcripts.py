@@ -38,7 +38,7 @@ ADDRESSES = (1 << 20, 2 << 20, 3 << 20, 4 << 20)  # logits, lengths, out, worksp
 
 def make(fake: FakeDriver) -> Engine:
     driver = Driver(fake)
-    return Engine(driver, driver.context_device(0x77), cache=Cache(None))
+    return Engine(driver, driver.context_device(0x77), context=0x77, context_id=0x77, cache=Cache(None))
 
 
 @pytest.fixture
