@@ -126,10 +126,19 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Iterator[None]:
     """Where there is no NVRTC, what needs it is skipped."""
     report: pytest.TestReport = yield  # type: ignore[assignment]
-    if call.excinfo is not None and call.excinfo.errisinstance(CompilerUnavailable) and nvrtc_is_missing():
+    # A command, or a process of its own, says so in its output.
+    if report.failed and (_lacks_nvrtc(call) or "NVRTC is not there" in _said(report)) and nvrtc_is_missing():
         report.outcome = "skipped"
         report.longrepr = (report.location[0], report.location[1] or 0, f"Skipped: {NO_NVRTC}")
     return report  # type: ignore[return-value]
+
+
+def _lacks_nvrtc(call: pytest.CallInfo[None]) -> bool:
+    return call.excinfo is not None and call.excinfo.errisinstance(CompilerUnavailable)
+
+
+def _said(report: pytest.TestReport) -> str:
+    return "\n".join([report.longreprtext, *(text for _, text in report.sections)])
 
 
 def _skips(reporter: pytest.TerminalReporter) -> Counter[str]:

@@ -6,6 +6,7 @@ import ctypes.util
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,10 @@ def nvrtc_is_missing() -> bool:
         ours = importlib.util.find_spec("nvidia.cuda_nvrtc")
     except ImportError:
         ours = None
-    return ours is None and NVRTC_VARIABLE not in os.environ and ctypes.util.find_library("nvrtc") is None
+    folders = (ours and ours.submodule_search_locations) or ()  # a folder may be left of what was uninstalled
+    if any(path for folder in folders for path in Path(folder).rglob("*nvrtc*") if path.suffix != ".pyc"):
+        return False
+    return NVRTC_VARIABLE not in os.environ and ctypes.util.find_library("nvrtc") is None
 
 
 needs_cpp = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=NO_CPP)

@@ -23,6 +23,7 @@ from drvtopk.plan import Plan
 from drvtopk.reference import faults, narrowed, topk_reference
 from drvtopk.spec import DTYPES, ROUTES, KernelInfo, Options, Variant
 from tests import tiny
+from tests.needs import needs_nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -292,6 +293,7 @@ def test_plan_is_a_calculator(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "\nWhy: persistent: 48 blocks of 8472 elements share a row" in capsys.readouterr().out
 
 
+@needs_nvrtc
 def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 1
     assert "no CUDA driver" in capsys.readouterr().out
@@ -483,6 +485,7 @@ def test_a_full_disk_behind_stdout_is_one_line_too() -> None:
     assert done.returncode == 1 and done.stderr.startswith("drvtopk: error: ") and done.stderr.count("\n") == 1
 
 
+@needs_nvrtc
 def test_a_demo_that_is_wrong_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*arguments: Any) -> Any:
         out = topk_reference(*arguments)

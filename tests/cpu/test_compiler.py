@@ -27,6 +27,7 @@ from drvtopk.compiler import Compiled, check_arch, compile_source, compile_varia
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
 from drvtopk.source import kernel_sources
 from drvtopk.spec import Tuning, Variant
+from tests.needs import needs_nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANT = Variant(route="persistent", k=512, vec_size=4)
@@ -441,17 +442,20 @@ def another(installed: str) -> Iterator[str]:
 
 
 @linux
+@needs_nvrtc
 def test_our_own_wheel_answers_unless_told_otherwise(installed: str) -> None:
     assert ask() == {"version": [12, 9], "path": installed}
 
 
 @linux
+@needs_nvrtc
 def test_the_library_that_is_named_answers(another: str) -> None:
     assert ask(named=another) == {"version": [12, 9], "path": another}
 
 
 @linux
 @pytest.mark.parametrize("mode", ["RTLD_LOCAL", "RTLD_GLOBAL"])
+@needs_nvrtc
 def test_the_library_that_the_host_loaded_answers_and_no_other_is_loaded(another: str, mode: str) -> None:
     code = ASK.replace("compiler.nvrtc_path()", "compiler.nvrtc_path(), 'loaded': compiler._loaded_files()")
     answer = ask([(another, mode)], code=code)
@@ -459,6 +463,7 @@ def test_the_library_that_the_host_loaded_answers_and_no_other_is_loaded(another
 
 
 @linux
+@needs_nvrtc
 def test_a_newer_library_that_is_installed_too_does_not_slip_in(installed: str, another: str, tmp_path: Path) -> None:
     folder = tmp_path / "nvidia" / "cu13" / "lib"  # where the bindings look first
     folder.mkdir(parents=True)
@@ -473,11 +478,13 @@ def test_a_newer_library_that_is_installed_too_does_not_slip_in(installed: str, 
 
 
 @linux
+@needs_nvrtc
 def test_the_library_that_is_named_wins_over_one_that_the_host_keeps_to_itself(another: str, installed: str) -> None:
     assert ask([(another, "RTLD_LOCAL")], named=installed) == {"version": [12, 9], "path": installed}
 
 
 @linux
+@needs_nvrtc
 def test_a_named_library_that_does_not_answer_is_an_error_that_names_both(another: str, installed: str) -> None:
     error = ask([(another, "RTLD_GLOBAL")], named=installed)["error"]
     assert compiler.NVRTC_VARIABLE in error
@@ -525,6 +532,7 @@ COMPILES = ASK.replace("try:", "try:\n    compiler.check_nvrtc()")
 
 
 @linux
+@needs_nvrtc
 def test_a_library_without_its_builtins_is_named(another: str, installed: str) -> None:
     error = ask(named=another, code=COMPILES)["error"]
     assert error.startswith(f"NVRTC 12.9 ({another}) does not find libnvrtc-builtins.so.12.9, which belongs beside it")
@@ -532,6 +540,7 @@ def test_a_library_without_its_builtins_is_named(another: str, installed: str) -
 
 
 @linux
+@needs_nvrtc
 def test_doctor_names_a_library_without_its_builtins(another: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "drvtopk", "doctor"],

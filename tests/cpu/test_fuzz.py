@@ -18,7 +18,7 @@ import drvtopk
 from drvtopk.plan import vec_size
 from drvtopk.spec import ROUTES
 from tests.cases import CHOICES, draw, every_pair
-from tests.needs import needs_cpp
+from tests.needs import needs_cpp, needs_nvrtc
 from tools import fuzz
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +75,7 @@ def test_the_pool_grows_and_growing_slows_down(on: str) -> None:
     assert sizes[3000] - sizes[0] > sizes[19_000] - sizes[16_000]
 
 
+@needs_nvrtc
 def test_what_is_drawn_covers_everything() -> None:
     cases = [draw(1, number, 60, small=True) for number in range(500)]
     for name, allowed in CHOICES.items():

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import needs_nvrtc
+
 ROOT = Path(__file__).resolve().parents[2]
 
 PREPARE = """
@@ -86,21 +88,25 @@ def test_a_preparation_that_compiles_says_so_and_leaves_nothing_behind(how: str,
 
 
 @pytest.mark.parametrize("how", ["tqdm", "no tqdm"])
+@needs_nvrtc
 def test_it_can_be_turned_off(how: str, tmp_path: Path) -> None:
     assert in_a_terminal(PREPARE, how, DRVTOPK_CACHE=str(tmp_path), DRVTOPK_PROGRESS="0") == (0, "done\n", "")
 
 
+@needs_nvrtc
 def test_without_a_terminal_nothing_is_written(tmp_path: Path) -> None:
     done = piped(PREPARE, DRVTOPK_CACHE=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+@needs_nvrtc
 def test_a_process_without_stderr_prepares_all_the_same(tmp_path: Path) -> None:
     for line in ("sys.stderr = None", "sys.stderr.close()"):
         done = piped(PREPARE.replace("from pathlib", f"{line}\nfrom pathlib"), DRVTOPK_CACHE=str(tmp_path))
         assert (done.returncode, done.stdout) == (0, "done\n")
 
 
+@needs_nvrtc
 def test_a_kernel_that_does_not_compile_ends_the_display_too(tmp_path: Path) -> None:
     code, out, seen = in_a_terminal(REFUSED, DRVTOPK_CACHE=str(tmp_path))
     assert code == 1 and out == "" and "compiling filtered<5,1,alone>" in seen
@@ -109,6 +115,7 @@ def test_a_kernel_that_does_not_compile_ends_the_display_too(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("command", ["compile", "export"])
+@needs_nvrtc
 def test_commands_show_how_far_they_are(command: str, tmp_path: Path) -> None:
     argv = [command, "--arch", "sm_80", "--k", "5", "--vec-size", "1", "--route", "filtered", "--json"]
     argv += ["--out", str(tmp_path / "out")]
@@ -130,6 +137,7 @@ def test_many_preparations_share_one_display(tmp_path: Path) -> None:
     assert in_a_terminal(many, "no tqdm", DRVTOPK_CACHE=str(tmp_path)) == (0, "done\n", "")
 
 
+@needs_nvrtc
 def test_two_preparations_at_once_do_not_write_over_each_other(tmp_path: Path) -> None:
     """The one that comes second shows nothing."""
     threads = PREPARE.replace(

@@ -32,6 +32,7 @@ from drvtopk.spec import Variant
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.fake_driver import FakeDriver
+from tests.needs import needs_nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = b'extern "C" __global__ void nothing() {}'
@@ -270,6 +271,7 @@ def test_calls_together_return_in_order_and_the_first_error_ends_the_others() ->
 
 
 @linux
+@needs_nvrtc
 def test_the_first_error_ends_the_workers_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     standing_in(monkeypatch, "import time; time.sleep(60)")
     started = threading.Event()
@@ -335,6 +337,7 @@ def until(condition: Callable[[], object], seconds: float = 20) -> bool:
 
 @linux
 @pytest.mark.parametrize("group", [False, True], ids=["to it", "from a terminal"])
+@needs_nvrtc
 def test_ctrl_c_ends_the_workers_at_once(tmp_path: Path, group: bool) -> None:
     code = MANY.format(root=str(ROOT), folder=str(tmp_path), here=5)
     env = {**os.environ, "DRVTOPK_CACHE": str(tmp_path / "cache")}
