@@ -41,6 +41,7 @@ from drvtopk.reference import (
     host_logits,
     host_pages,
     plain_array,
+    problem_of,
     row_lengths,
     row_starts_of,
 )
@@ -419,10 +420,9 @@ def _topk_device(
 ) -> Any:
     rows, width = logits.shape
     options: Options = hints["options"]
-    problem = Problem(
-        rows=rows,
-        width=width,
-        k=k,
+    problem = problem_of(
+        (rows, width),
+        k,
         stride=logits.strides[0] if rows > 1 else width,
         offset=logits.address // options.item_bytes % 8,
         **hints,
@@ -600,7 +600,7 @@ def _topk_numpy(
     if options.page_table:
         table, per_table = host_pages(logits.shape, beside.page_table, beside.page_size)
         arrays["page_table"] = np.ascontiguousarray(table, dtype=np.int32)
-    problem = Problem(rows=rows, width=width, k=k, **hints)
+    problem = problem_of((rows, width), k, **hints)
     with primary_context(), contextlib.ExitStack() as stack:
         engine = current_engine()
         driver = engine.driver

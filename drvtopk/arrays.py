@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +83,10 @@ class DeviceView:
 
 def from_address(
     address: Any,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     dtype: str,
     *,
-    strides: tuple[int, ...] | None = None,
+    strides: Sequence[int] | None = None,
     stream: Any = None,
     device: int | None = None,
     read_only: bool = False,
@@ -114,15 +114,15 @@ def from_address(
         allowed = "0..2^64 - 1: an integer, or an object whose handle is one"
         raise InvalidArgument("address", shown(address), allowed)
     dtype = one_of("dtype", dtype, _BYTES)
-    shape = integers("shape", shape, 0, _SIZE)
-    steps = dlpack.compact(shape) if strides is None else integers("strides", strides, -_SIZE, _SIZE)
-    if len(steps) != len(shape):
-        raise InvalidArgument("strides", steps, f"one for each of the {len(shape)} dimensions")
-    if any(stride < 0 and n > 1 for stride, n in zip(steps, shape, strict=True)):
+    sizes = integers("shape", shape, 0, _SIZE)
+    steps = dlpack.compact(sizes) if strides is None else integers("strides", strides, -_SIZE, _SIZE)
+    if len(steps) != len(sizes):
+        raise InvalidArgument("strides", steps, f"one for each of the {len(sizes)} dimensions")
+    if any(stride < 0 and n > 1 for stride, n in zip(steps, sizes, strict=True)):
         raise InvalidArgument("strides", steps, "no negative strides")
     found = DeviceView(
         address=first,
-        shape=shape,
+        shape=sizes,
         strides=steps,
         item_bytes=_BYTES[dtype],
         dtype=dtype,
@@ -134,7 +134,7 @@ def from_address(
     _, past = found.span
     if past > _WORD:
         too_far = "address" if past - first <= _WORD else "shape" if strides is None else "strides"
-        value = hex(first) if too_far == "address" else shape if too_far == "shape" else steps
+        value = hex(first) if too_far == "address" else sizes if too_far == "shape" else steps
         raise InvalidArgument(too_far, value, f"memory below 2^64; this ends {past - first} bytes after its address")
     return found
 

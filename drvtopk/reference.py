@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from drvtopk.checks import flag, integer, one_of
 from drvtopk.errors import InvalidArgument
+from drvtopk.plan import Problem
 from drvtopk.spec import DTYPES, PLAIN, Options, check_k
 
 Floats = npt.NDArray[np.float32]
@@ -37,6 +38,16 @@ def host_logits(logits: Any, dtype: str | None) -> tuple[Array, str]:
     if logits.ndim != 2:
         raise InvalidArgument("logits", f"{logits.dtype} of shape {logits.shape}", "two dimensions: (rows, width)")
     return np.asarray(logits), logits_dtype(logits, dtype)
+
+
+def problem_of(shape: tuple[int, int], k: int, **asked: Any) -> Problem:
+    """The problem of these logits. Raises InvalidArgument, of the logits for rows, a width or a stride out of range."""
+    try:
+        return Problem(rows=shape[0], width=shape[1], k=k, **asked)
+    except InvalidArgument as error:
+        if error.argument not in ("rows", "width", "stride"):
+            raise
+        raise InvalidArgument("logits", f"{error.argument} {error.value}", error.allowed) from error
 
 
 def host_integers(name: str, given: Any) -> Ints:
@@ -218,6 +229,7 @@ def topk_reference(
         nan=nan,
         page_table=page_table is not None,
     )
+    problem_of(logits.shape, k, options=options)
     if page_table is not None:
         page_table, _ = host_pages(logits.shape, page_table, page_size)
     found = select(
