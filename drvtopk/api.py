@@ -396,7 +396,7 @@ def _index_dtype(out: Any, asked: str | None, *, on_host: bool) -> str:
     if asked is not None:
         return asked
     if on_host or isinstance(out, np.ndarray):
-        return "int64" if getattr(out, "dtype", None) == np.int64 else "int32"
+        return "int64" if isinstance(out, np.ndarray) and out.dtype == np.int64 else "int32"
     return "int64" if out is not None and view("out", out, None).dtype == "int64" else "int32"
 
 

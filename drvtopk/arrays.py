@@ -106,10 +106,10 @@ def from_address(
 
     Raises InvalidArgument.
     """
-    first = hosts.as_handle(address)
-    if first is None and hasattr(address, "handle"):
+    first = as_int(address)
+    if first is None:
         owner = address if owner is None else owner
-        first = hosts.as_handle(address.handle)
+        first = hosts.address_of(address)
     if first is None or not 0 <= first < _WORD:
         allowed = "0..2^64 - 1: an integer, or an object whose handle is one"
         raise InvalidArgument("address", shown(address), allowed)
@@ -211,7 +211,8 @@ def _torch_view(argument: str, tensor: Any) -> DeviceView:
     layout = "nested" if getattr(tensor, "is_nested", False) else _last_word(tensor.layout)
     lazy = tensor.is_quantized or (tensor.is_complex() and tensor.is_conj()) or tensor.is_neg()
     if lazy or tensor.is_sparse or layout != "strided":
-        raise InvalidArgument(argument, f"a tensor of layout {layout}", "a strided tensor of plain values")
+        what = "a quantized, conjugated or negated tensor" if lazy else f"a tensor of layout {layout}"
+        raise InvalidArgument(argument, what, "a strided tensor of plain values")
     return DeviceView(
         address=tensor.data_ptr(),
         shape=tuple(tensor.shape),

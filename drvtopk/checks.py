@@ -15,9 +15,9 @@ _SHOWN = 200  # characters of a value
 
 
 def shown(value: object) -> str:
-    """A value in a message: its repr, unless that is long or fails."""
+    """A value in a message: its repr in one line, unless that is long or fails."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except Exception:
         return type(value).__name__
     return text if len(text) <= _SHOWN else f"{type(value).__name__} {text[:_SHOWN]}..."

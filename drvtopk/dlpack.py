@@ -115,8 +115,8 @@ def parse(argument: str, capsule: Any) -> Tensor:
     data, kind, ordinal, ndim, code, bits, lanes, shape_at, strides_at, offset = _TENSOR.unpack(
         ctypes.string_at(at, _TENSOR.size)
     )
-    if lanes != 1 or not bits:
-        raise InvalidArgument(argument, f"elements of {bits} bits in {lanes} lanes", "scalar elements")
+    if lanes != 1 or not bits or bits % 8:
+        raise InvalidArgument(argument, f"elements of {bits} bits in {lanes} lanes", "scalar elements of whole bytes")
     if not 0 <= ndim <= _MAX_NDIM or (ndim and not shape_at):
         raise InvalidArgument(argument, f"{ndim} dimensions, whose sizes are at {shape_at:#x}", "a shape")
     words = ctypes.c_int64 * ndim

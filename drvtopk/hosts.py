@@ -50,6 +50,14 @@ def handle_of(stream: Any) -> int | None:
     return as_handle(found)
 
 
+def address_of(value: Any) -> int | None:
+    """The address that an object stands for, or that its `handle` does (`cuda.core.Buffer`); None of anything else."""
+    try:
+        return as_handle(getattr(value, "handle", value))
+    except Exception:  # of a buffer that is closed
+        return None
+
+
 def as_handle(value: Any) -> int | None:
     """A plain int of an integer, or of an object for a pointer, which converts to int and not to float; else None."""
     number, kind = as_int(value), type(value)

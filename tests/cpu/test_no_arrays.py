@@ -292,7 +292,7 @@ FIELDS: dict[str, tuple[int, Any, int]] = {
     "no dimensions": (16, ctypes.c_int32, 0),
     "another type": (20, ctypes.c_uint8, 77),
     "no bits": (21, ctypes.c_uint8, 0),
-    "a bit": (21, ctypes.c_uint8, 1),
+    "half a byte": (21, ctypes.c_uint8, 4),
     "lanes": (22, ctypes.c_uint16, 4),
     "no lanes": (22, ctypes.c_uint16, 0),
     "no shape": (24, ctypes.c_uint64, 0),
@@ -381,6 +381,36 @@ def test_stream_protocols_that_say_nonsense(answer: Any) -> None:
     refused("stream", lambda: stream_handle(given))
     if not callable(answer):
         refused("stream", lambda: stream_handle(SimpleNamespace(__cuda_stream__=answer)))
+
+
+class Pointer:
+    """Memory that belongs to an object, which says where it is by `__int__` alone."""
+
+    def __int__(self) -> int:
+        return 64
+
+
+class Closed:
+    @property
+    def handle(self) -> Any:
+        raise RuntimeError("the buffer is closed")
+
+
+def test_what_owns_memory_is_kept_with_its_address() -> None:
+    for owner in (Pointer(), SimpleNamespace(handle=64), SimpleNamespace(handle=Pointer())):
+        found = from_address(owner, (4, 8), "int32")
+        assert found.address == 64 and found.owner is owner
+        assert from_address(owner, (4, 8), "int32", owner=5).owner == 5
+    assert from_address(64, (4, 8), "int32").owner is None
+    refused("address", lambda: from_address(Closed(), (4, 8), "int32"))
+
+
+@pytest.mark.parametrize("stream", ["7", 7.0, True, 0, -2, 2**64, object()])
+def test_our_export_takes_streams_that_are_some(api: EmulatedDriver, x: Any, stream: Any) -> None:
+    found = drvtopk.topk(Interface(drv.load(), x), K)
+    refused("stream", lambda: found.__dlpack__(stream=stream))
+    found.__dlpack__(stream=np.int64(7))
+    assert api.names.count("cuStreamWaitEvent") == 1
 
 
 def test_pointers_of_the_bindings_are_addresses() -> None:
