@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk import driver as drv
-from drvtopk import hosts
 from drvtopk.arrays import (
     SPOKEN,
     UNORDERED,
@@ -25,18 +24,28 @@ from drvtopk.arrays import (
     overlapping,
     rows_view,
     same_stream,
-    spoken_by,
     stream_handle,
     view,
 )
+from drvtopk.checks import as_int, flag, instance, integer, one_of, shown
 from drvtopk.device_array import DeviceArray
 from drvtopk.engine import Bound, Engine, current_engine
 from drvtopk.engine import Prepared as _Prepared
 from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared, WorkspaceTooSmall
-from drvtopk.plan import Plan, Problem
+from drvtopk.plan import MAX_OFFSET, Plan, Problem
 from drvtopk.progress import preparing
-from drvtopk.reference import Selected, check_pages, logits_dtype, row_lengths, row_starts_of
-from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, Options, Tuning, check_k
+from drvtopk.reference import (
+    Selected,
+    check_page_size,
+    check_pages,
+    host_logits,
+    host_pages,
+    plain_array,
+    problem_of,
+    row_lengths,
+    row_starts_of,
+)
+from drvtopk.spec import ASKED_ROUTES, DEFAULT_TUNING, DeviceInfo, Options, Tuning, check_k
 from drvtopk.workers import together
 
 
@@ -56,10 +65,10 @@ def primary_context(device: Any = 0) -> Iterator[None]:
     host. Raises DriverUnavailable without a driver or a device, InvalidArgument for a device that is not there.
     """
     driver = drv.load()
-    ordinal = getattr(device, "device_id", device)
+    ordinal = as_int(getattr(device, "device_id", device))
     count = driver.device_count()
-    if isinstance(ordinal, bool) or not isinstance(ordinal, int) or not 0 <= ordinal < count:
-        raise InvalidArgument("device", repr(device), f"an ordinal in 0..{count - 1}, or a cuda.core.Device")
+    if ordinal is None or not 0 <= ordinal < count:
+        raise InvalidArgument("device", shown(device), f"an ordinal in 0..{count - 1}, or a cuda.core.Device")
     if driver.current_context() is not None:
         yield
     else:
@@ -232,16 +241,20 @@ def _preparation(
 ) -> Callable[[], Prepared]:
     """What prepares a problem in the context that is current now. Its arguments are checked here."""
     asked = Options(**options)
+    route = one_of("route", route, ASKED_ROUTES)
+    instance("tuning", tuning, Tuning)
+    if assume is not None:
+        instance("assume", assume, DeviceInfo)
     problem = Problem(
         rows=rows,
         width=width,
         k=k,
         stride=stride,
-        offset=offset % 8,
+        offset=integer("offset", offset, 0, MAX_OFFSET) % 8,
         max_seq_len=max_seq_len,
         waits=waits,
         sm_budget=sm_budget,
-        options=asked.made_deterministic() if deterministic else asked,
+        options=asked.made_deterministic() if flag("deterministic", deterministic) else asked,
         pdl=pdl,
     )
     engine = current_engine()
@@ -325,20 +338,22 @@ def topk(
     Returns `out`, or what was made: a numpy array, or a DeviceArray. With `values`, Selected(indices, values) of these.
     Raises InvalidArgument, PlanError, DriverUnavailable, CompileError, DriverError; NotPrepared inside a capture.
     """
-    check_k(k)
+    k = check_k(k)
+    route = one_of("route", route, ASKED_ROUTES)
+    beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)
     on_host = isinstance(logits, np.ndarray)
     if on_host:
-        if logits.ndim != 2:
-            raise InvalidArgument("logits", f"shape {logits.shape}", "two dimensions: (rows, width)")
-        kind = logits_dtype(logits, dtype)
+        logits, kind = host_logits(logits, dtype)
     else:
+        if not is_device_array(logits):
+            raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({SPOKEN})")
         engine = current_engine()
         given, handle = _logits_and_stream(engine, logits, stream, None)
         kind = dtype_of("logits", given, dtype)
     options = Options(
         dtype=kind,
-        index_dtype=_index_dtype(out, index_dtype),
-        values=values is not None and values is not False,
+        index_dtype=_index_dtype(out, index_dtype, on_host=on_host),
+        values=beside.values is not None,
         row_starts=row_starts is not None,
         order=order,
         tie_break=tie_break,
@@ -350,9 +365,8 @@ def topk(
         "waits": waits,
         "sm_budget": sm_budget,
         "pdl": pdl,
-        "options": options.made_deterministic() if deterministic else options,
+        "options": options.made_deterministic() if flag("deterministic", deterministic) else options,
     }
-    beside = _Beside(lengths, out, values, row_starts, page_table, page_size, workspace)
     if on_host:
         return _topk_numpy(logits, k, beside, stream_handle(stream), route, hints)
     with engine.driver.relaxed_capture():
@@ -371,21 +385,24 @@ class _Beside:
     page_size: int
     workspace: Any
 
+    def __post_init__(self) -> None:
+        self.page_size = check_page_size(self.page_size, paged=self.page_table is not None)
+        if isinstance(self.values, (bool, np.bool_)):
+            self.values = True if self.values else None
 
-def _index_dtype(out: Any, asked: str | None) -> str:
+
+def _index_dtype(out: Any, asked: str | None, *, on_host: bool) -> str:
     """What the caller asked for, else what `out` has, else int32. A later check refuses an `out` that differs."""
     if asked is not None:
         return asked
-    if isinstance(out, np.ndarray):
-        return "int64" if out.dtype == np.int64 else "int32"
+    if on_host or isinstance(out, np.ndarray):
+        return "int64" if isinstance(out, np.ndarray) and out.dtype == np.int64 else "int32"
     return "int64" if out is not None and view("out", out, None).dtype == "int64" else "int32"
 
 
 def _logits_and_stream(engine: Engine, logits: Any, stream: Any, dtype: str | None) -> tuple[DeviceView, int]:
     """The logits as they are, and the handle of the stream to launch on."""
-    if not is_device_array(logits):
-        raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({SPOKEN})")
-    handle = hosts.stream_of(spoken_by(logits), logits) if stream is None else stream_handle(stream)
+    handle = None if stream is None else stream_handle(stream)
     given = rows_view("logits", logits, dtype, stream=_order(engine, handle or 0, logits))
     return given, (given.stream or 0) if handle is None else handle
 
@@ -403,10 +420,9 @@ def _topk_device(
 ) -> Any:
     rows, width = logits.shape
     options: Options = hints["options"]
-    problem = Problem(
-        rows=rows,
-        width=width,
-        k=k,
+    problem = problem_of(
+        (rows, width),
+        k,
         stride=logits.strides[0] if rows > 1 else width,
         offset=logits.address // options.item_bytes % 8,
         **hints,
@@ -502,7 +518,7 @@ def _gathered(
     if options.extras or beside.values is not None or beside.row_starts is not None or beside.page_table is not None:
         for name in ("values", "row_starts", "page_table"):
             given, wanted = getattr(beside, name), getattr(options, name)
-            if wanted != (given is not None and given is not False):
+            if wanted != (given is not None):
                 raise InvalidArgument(name, type(given).__name__, "an array, as prepared" if wanted else "None")
         if options.values:
             outputs["values"] = _result("values", beside.values, (rows, k), options.dtype, order)
@@ -541,19 +557,22 @@ def _gathered(
 
 
 def _host_result(name: str, given: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    if given is None or given is True:
+    if given is None:
         return np.empty(shape, dtype=dtype)
-    if not isinstance(given, np.ndarray) or given.dtype != dtype or given.shape != shape:
-        what = f"{getattr(given, 'dtype', type(given).__name__)} {getattr(given, 'shape', '')}"
+    if not plain_array(given) or given.dtype != dtype or given.shape != shape:
+        what = f"dtype {given.dtype} of shape {given.shape}" if plain_array(given) else type(given).__name__
         raise InvalidArgument(name, what, f"a numpy array, {dtype} of shape {shape}, as the logits are numpy")
-    return given
+    if not given.flags.writeable:
+        raise InvalidArgument(name, "a read-only array", "a writable array")
+    made: npt.NDArray[Any] = given
+    return made
 
 
-def _host_integers(name: str, given: Any) -> npt.NDArray[Any]:
-    if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu":
-        what = str(getattr(given, "dtype", type(given).__name__))
-        raise InvalidArgument(name, what, "a numpy array of integers, as the logits are numpy")
-    return given
+def _check_overlaps(given: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    for name, result in results.items():
+        for other, array in given.items():
+            if other != name and isinstance(array, np.ndarray) and np.may_share_memory(result, array):
+                raise InvalidArgument(name, f"memory that {other} lies in", "memory of its own")
 
 
 def _topk_numpy(
@@ -566,22 +585,22 @@ def _topk_numpy(
     shape = rows, k
     results = {"out": _host_result("out", beside.out, shape, np.dtype(options.index_dtype))}
     if options.values:
-        results["values"] = _host_result("values", beside.values, shape, logits.dtype)
+        wanted = None if beside.values is True else beside.values
+        results["values"] = _host_result("values", wanted, shape, logits.dtype)
+    given = {name: getattr(beside, name) for name in ("lengths", "out", "values", "row_starts", "page_table")}
+    _check_overlaps({"logits": logits, **given, **results}, results)
     arrays: dict[str, npt.NDArray[Any]] = {"logits": np.ascontiguousarray(logits)}
     if beside.lengths is not None:
-        found = row_lengths(rows, width, _host_integers("lengths", beside.lengths))
+        found = row_lengths(rows, width, beside.lengths)
         arrays["lengths"] = found.astype(np.int32)
     if options.row_starts:
-        starts = row_starts_of(rows, width, _host_integers("row_starts", beside.row_starts))
+        starts = row_starts_of(rows, width, beside.row_starts)
         arrays["row_starts"] = starts.astype(np.int32)
     per_table = 1
     if options.page_table:
-        table = _host_integers("page_table", beside.page_table)
-        per_table = check_pages(logits.shape, table.shape, beside.page_size)
-        if table.size and not -(2**31) <= int(table.min()) <= int(table.max()) < 2**31:
-            raise InvalidArgument("page_table", f"{table.min()}..{table.max()}", "pages that fit into int32")
+        table, per_table = host_pages(logits.shape, beside.page_table, beside.page_size)
         arrays["page_table"] = np.ascontiguousarray(table, dtype=np.int32)
-    problem = Problem(rows=rows, width=width, k=k, **hints)
+    problem = problem_of((rows, width), k, **hints)
     with primary_context(), contextlib.ExitStack() as stack:
         engine = current_engine()
         driver = engine.driver

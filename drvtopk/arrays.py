@@ -7,11 +7,14 @@ asked of the driver), DLPack (it tells device, read-only memory and every dtype,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from drvtopk import dlpack, hosts
+from drvtopk.checks import as_int, flag, integer, integers, one_of, reason, shown
 from drvtopk.errors import InvalidArgument
 from drvtopk.spec import DTYPES, INDEX_DTYPES
 
@@ -25,6 +28,9 @@ TYPESTRS = {
 }
 _BYTES = {**DTYPES, **INDEX_DTYPES, "uint8": 1, "int8": 1, "uint16": 2}
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool", "V": "void"}
+_TYPESTR = re.compile(r"[<>|][fiucbV][1-9]\d{0,8}")
+_WORD = 2**64  # addresses are below
+_SIZE = 2**63 - 1  # sizes and strides in every protocol are of 64 bits, signed
 UNORDERED = -1  # DLPack's word for: let no stream wait
 SPOKEN = "a torch tensor, DLPack, __cuda_array_interface__ or drvtopk.from_address"
 
@@ -77,10 +83,10 @@ class DeviceView:
 
 def from_address(
     address: Any,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     dtype: str,
     *,
-    strides: tuple[int, ...] | None = None,
+    strides: Sequence[int] | None = None,
     stream: Any = None,
     device: int | None = None,
     read_only: bool = False,
@@ -100,36 +106,37 @@ def from_address(
 
     Raises InvalidArgument.
     """
-    if not isinstance(address, int):
+    first = as_int(address)
+    if first is None:
         owner = address if owner is None else owner
-        address = getattr(address, "handle", address)
-        try:
-            address = int(address)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument("address", repr(address), "an integer, or an object whose handle is one") from error
-    if isinstance(address, bool) or not 0 <= address < 2**64:
-        raise InvalidArgument("address", repr(address), "0..2^64 - 1")
-    if dtype not in _BYTES:
-        raise InvalidArgument("dtype", repr(dtype), " or ".join(map(repr, _BYTES)))
-    shape = tuple(int(n) for n in shape)
-    if any(n < 0 for n in shape):
-        raise InvalidArgument("shape", shape, "no negative sizes")
-    steps = dlpack.compact(shape) if strides is None else tuple(int(n) for n in strides)
-    if len(steps) != len(shape):
-        raise InvalidArgument("strides", steps, f"one for each of the {len(shape)} dimensions")
-    if any(stride < 0 and n > 1 for stride, n in zip(steps, shape, strict=True)):
+        first = hosts.address_of(address)
+    if first is None or not 0 <= first < _WORD:
+        allowed = "0..2^64 - 1: an integer, or an object whose handle is one"
+        raise InvalidArgument("address", shown(address), allowed)
+    dtype = one_of("dtype", dtype, _BYTES)
+    sizes = integers("shape", shape, 0, _SIZE)
+    steps = dlpack.compact(sizes) if strides is None else integers("strides", strides, -_SIZE, _SIZE)
+    if len(steps) != len(sizes):
+        raise InvalidArgument("strides", steps, f"one for each of the {len(sizes)} dimensions")
+    if any(stride < 0 and n > 1 for stride, n in zip(steps, sizes, strict=True)):
         raise InvalidArgument("strides", steps, "no negative strides")
-    return DeviceView(
-        address=address,
-        shape=shape,
+    found = DeviceView(
+        address=first,
+        shape=sizes,
         strides=steps,
         item_bytes=_BYTES[dtype],
         dtype=dtype,
         stream=None if stream is None else stream_handle(stream),
-        device=device,
-        read_only=read_only,
+        device=None if device is None else integer("device", device, 0, 2**31 - 1),
+        read_only=flag("read_only", read_only),
         owner=owner,
     )
+    _, past = found.span
+    if past > _WORD:
+        too_far = "address" if past - first <= _WORD else "shape" if strides is None else "strides"
+        value = hex(first) if too_far == "address" else sizes if too_far == "shape" else steps
+        raise InvalidArgument(too_far, value, f"memory below 2^64; this ends {past - first} bytes after its address")
+    return found
 
 
 _spoken: dict[type, str] = {}  # of the types seen
@@ -157,7 +164,11 @@ def _spoken_by(kind: type) -> str:
 
 
 def is_device_array(value: object) -> bool:
-    return spoken_by(value) != "interface" or hasattr(value, "__cuda_array_interface__")
+    """Whether it says that it is one; `view` finds out whether that is so."""
+    try:
+        return spoken_by(value) != "interface" or hasattr(value, "__cuda_array_interface__")
+    except Exception:  # an interface that fails is one
+        return True
 
 
 def needs_ordering(value: object) -> bool:
@@ -177,16 +188,16 @@ def view(
     spoken = spoken_by(value)
     if spoken == "view":
         found: DeviceView = given
-    elif spoken == "torch":
-        found = _torch_view(argument, given)
-    elif spoken == "cupy":
-        found = _cupy_view(given)
+    elif spoken in _FRAMEWORKS:
+        found = _framework_view(argument, given, spoken)
     elif spoken == "dlpack":
         found = _dlpack_view(argument, given, stream)
     elif spoken == "ours":
         found = given._device_view
     else:
         found = _interface_view(argument, given)
+    if not found.address and found.size:
+        raise InvalidArgument(argument, f"{type(value).__name__} without memory", "an array in device memory")
     if dtype is not None and found.dtype != dtype and (dtype, found.dtype) != ("bfloat16", "uint16"):
         raise InvalidArgument(argument, f"dtype {found.dtype}", dtype)
     if writable and found.read_only:
@@ -197,21 +208,30 @@ def view(
 def _torch_view(argument: str, tensor: Any) -> DeviceView:
     if not tensor.is_cuda:
         raise InvalidArgument(argument, f"a tensor on {tensor.device}", "a tensor on a CUDA device")
-    if tensor.is_sparse or tensor.is_quantized or (tensor.is_complex() and tensor.is_conj()) or tensor.is_neg():
-        raise InvalidArgument(argument, f"a tensor of layout {tensor.layout}", "a strided tensor of plain values")
+    layout = "nested" if getattr(tensor, "is_nested", False) else _last_word(tensor.layout)
+    lazy = tensor.is_quantized or (tensor.is_complex() and tensor.is_conj()) or tensor.is_neg()
+    if lazy or tensor.is_sparse or layout != "strided":
+        what = "a quantized, conjugated or negated tensor" if lazy else f"a tensor of layout {layout}"
+        raise InvalidArgument(argument, what, "a strided tensor of plain values")
     return DeviceView(
         address=tensor.data_ptr(),
         shape=tuple(tensor.shape),
         strides=tensor.stride(),
         item_bytes=tensor.element_size(),
-        dtype=str(tensor.dtype).rpartition(".")[2],
+        dtype=_last_word(tensor.dtype),
         stream=hosts.stream_of("torch", tensor),
         device=tensor.get_device(),
         owner=tensor,
     )
 
 
-def _cupy_view(array: Any) -> DeviceView:
+@functools.lru_cache(64)
+def _last_word(name: object) -> str:
+    """torch.float32 -> 'float32'."""
+    return str(name).rpartition(".")[2]
+
+
+def _cupy_view(argument: str, array: Any) -> DeviceView:
     item = int(array.dtype.itemsize)
     return DeviceView(
         address=int(array.data.ptr),
@@ -225,55 +245,105 @@ def _cupy_view(array: Any) -> DeviceView:
     )
 
 
+_FRAMEWORKS = {"torch": _torch_view, "cupy": _cupy_view}
+
+
+def _framework_view(argument: str, value: object, framework: str) -> DeviceView:
+    """By the framework's own methods, which fail for what only looks like an array: fake and vmapped tensors, ..."""
+    try:
+        return _FRAMEWORKS[framework](argument, value)
+    except InvalidArgument:
+        raise
+    except Exception as error:
+        what = f"{type(value).__name__} whose memory {framework} does not tell ({reason(error)})"
+        raise InvalidArgument(argument, what, "an array in device memory") from error
+
+
 def _dlpack_view(argument: str, value: Any, stream: int) -> DeviceView:
-    kind, _ = dlpack.device_of(value)
-    if kind not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
-        there = dlpack.DEVICE_TYPES.get(kind, f"a device of type {kind}")
-        hint = "; a numpy array is copied" if kind == dlpack.CPU else ""
-        raise InvalidArgument(argument, f"{type(value).__name__} in {there} memory", f"CUDA device memory{hint}")
+    dlpack.check_device(argument, value)
     found, capsule = dlpack.read(argument, value, stream or 1)  # DLPack's 1 is our 0: the legacy default stream
-    return DeviceView(
-        address=found.address,
-        shape=found.shape,
-        strides=dlpack.compact(found.shape) if found.strides is None else found.strides,
-        item_bytes=max(found.bits // 8, 1),
-        dtype=found.dtype,
-        device=found.device,
-        read_only=found.read_only,
-        owner=capsule,
+    return _within(
+        argument,
+        DeviceView(
+            address=found.address,
+            shape=found.shape,
+            strides=dlpack.compact(found.shape) if found.strides is None else found.strides,
+            item_bytes=max(found.bits // 8, 1),
+            dtype=found.dtype,
+            device=found.device,
+            read_only=found.read_only,
+            owner=capsule,
+        ),
     )
 
 
+def _within(argument: str, found: DeviceView) -> DeviceView:
+    """The view of a stranger, unless its sizes or its memory cannot be."""
+    if any(n < 0 for n in found.shape):
+        raise InvalidArgument(argument, f"shape {found.shape}", "no negative sizes")
+    if any(stride < 0 and n > 1 for stride, n in zip(found.strides, found.shape, strict=True)):
+        raise InvalidArgument(argument, f"strides {found.strides} (elements)", "no negative strides")
+    first, past = found.span
+    if not 0 <= first <= past <= _WORD:
+        raise InvalidArgument(argument, f"memory from {first:#x} to {past:#x}", "memory in 0..2^64")
+    return found
+
+
 def _interface_view(argument: str, value: object) -> DeviceView:
-    interface: Any = getattr(value, "__cuda_array_interface__", None)
+    try:
+        interface: Any = getattr(value, "__cuda_array_interface__", None)
+    except Exception as error:
+        what = f"{type(value).__name__}, whose __cuda_array_interface__ fails ({reason(error)})"
+        raise InvalidArgument(argument, what, f"a device array ({SPOKEN})") from error
     if not isinstance(interface, Mapping):
         raise InvalidArgument(argument, type(value).__name__, f"a device array ({SPOKEN})")
-    given = str(interface["typestr"])
-    item = int(given[2:])
     if interface.get("mask") is not None:
         raise InvalidArgument(argument, "a masked array", "an array without a mask")
-    address, read_only = interface["data"]
-    shape = tuple(int(n) for n in interface["shape"])
-    byte_strides = interface.get("strides")
-    if byte_strides is None:
-        strides = dlpack.compact(shape)
+    try:
+        return _within(argument, _read_interface(interface, value))
+    except InvalidArgument as error:
+        if error.argument == argument:
+            raise
+        what = f"{error.argument} {error.value} in its __cuda_array_interface__"
+        raise InvalidArgument(argument, what, error.allowed) from error
+
+
+def _read_interface(interface: Mapping[str, Any], owner: object) -> DeviceView:
+    """What an interface says. Raises InvalidArgument, which names the entry."""
+    integer("version", interface.get("version"), 0, 3)
+    shape = integers("shape", interface.get("shape"), 0, _SIZE)
+    typestr = interface.get("typestr")
+    if not isinstance(typestr, str) or not _TYPESTR.fullmatch(typestr):
+        raise InvalidArgument("typestr", shown(typestr), "one like '<f4'")
+    item = int(typestr[2:])
+    data = interface.get("data")
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise InvalidArgument("data", shown(data), "an address, and whether it is read-only")
+    address = 0 if data[0] is None else integer("data", data[0], 0, _WORD - 1)
+    word = as_int(data[1])
+    read_only = word == 1 if word in (0, 1) else flag("data", data[1])
+    strides = interface.get("strides")
+    if strides is None:
+        steps = dlpack.compact(shape)
     else:
-        for stride, n in zip(byte_strides, shape, strict=True):
-            if n > 1 and stride % item:
-                raise InvalidArgument(argument, f"a stride of {stride} bytes", f"strides in multiples of {item}")
-        strides = tuple(int(stride) // item for stride in byte_strides)
+        steps = integers("strides", strides, -_SIZE, _SIZE)
+        if len(steps) != len(shape) or any(n > 1 and step % item for step, n in zip(steps, shape, strict=True)):
+            raise InvalidArgument("strides", steps, f"one for each of {len(shape)} dimensions, in multiples of {item}")
+        steps = tuple(step // item for step in steps)
     stream = interface.get("stream")
-    if stream == 0:
-        raise InvalidArgument(argument, "stream 0 in its interface", "1 (legacy), 2 (per thread) or a stream handle")
+    if stream is not None:
+        stream = integer("stream", stream, 0, _WORD - 1)
+        if stream == 0:
+            raise InvalidArgument("stream", 0, "1 (legacy), 2 (per thread) or a stream handle")
     return DeviceView(
-        address=int(address or 0),
+        address=address,
         shape=shape,
-        strides=strides,
+        strides=steps,
         item_bytes=item,
-        dtype=_name_of(given),
-        stream=None if stream is None else int(stream),
-        read_only=bool(read_only),
-        owner=value,
+        dtype=_name_of(typestr),
+        stream=stream,
+        read_only=read_only,
+        owner=owner,
     )
 
 
@@ -297,8 +367,6 @@ def rows_view(
         raise InvalidArgument(
             argument, f"an inner stride of {found.strides[1]} elements", "1: the elements of a row are adjacent"
         )
-    if found.shape[0] > 1 and found.strides[0] < 0:
-        raise InvalidArgument(argument, f"a row stride of {found.strides[0]} elements", "at least 0")
     return found
 
 
@@ -306,12 +374,12 @@ def dtype_of(argument: str, found: DeviceView, dtype: str | None) -> str:
     """One of float32, float16, bfloat16: what a view's elements are. `dtype` has to agree, and is what tells bfloat16
     from uint16."""
     own = found.dtype
-    if own in ("float32", "float16", "bfloat16") and dtype in (None, own):
+    asked = None if dtype is None else one_of("dtype", dtype, DTYPES)
+    if own in DTYPES and asked in (None, own):
         return own
-    if own == "uint16" and dtype == "bfloat16":
-        return dtype
-    allowed = dtype if dtype in ("float32", "float16", "bfloat16") else "float32, float16 or bfloat16"
-    raise InvalidArgument(argument, f"dtype {own}", allowed)
+    if own == "uint16" and asked == "bfloat16":
+        return asked
+    raise InvalidArgument(argument, f"dtype {own}", asked or "float32, float16 or bfloat16")
 
 
 def overlapping(outputs: Iterable[str], arrays: Mapping[str, DeviceView]) -> tuple[str, str] | None:
@@ -330,21 +398,31 @@ def stream_handle(stream: object) -> int:
     of the bindings, torch, CuPy or numba."""
     if stream is None:
         return 0
-    if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
+    if type(stream) is int and 0 <= stream < _WORD:
         return stream
-    protocol = getattr(stream, "__cuda_stream__", None)
-    if protocol is not None:
-        answer = protocol() if callable(protocol) else protocol
-        if int(answer[0]) != 0:
-            raise InvalidArgument("stream", f"version {answer[0]} of __cuda_stream__", "version 0")
-        return int(answer[1])
-    found = hosts.handle_of(stream)
-    if found is None:
+    try:
+        found = _handle_in(stream)
+    except InvalidArgument:
+        raise
+    except Exception:  # an object's own error
+        found = None
+    if found is None or not 0 <= found < _WORD:
         allowed = (
             "a stream handle as int >= 0, an object with __cuda_stream__, a stream of torch, CuPy or numba, or None"
         )
-        raise InvalidArgument("stream", repr(stream), allowed)
+        raise InvalidArgument("stream", shown(stream), allowed)
     return found
+
+
+def _handle_in(stream: object) -> int | None:
+    protocol = getattr(stream, "__cuda_stream__", None)
+    if protocol is not None:
+        version, handle = protocol() if callable(protocol) else protocol
+        if as_int(version) != 0:
+            raise InvalidArgument("stream", f"version {shown(version)} of __cuda_stream__", "version 0")
+        return hosts.as_handle(handle)
+    number = as_int(stream)
+    return hosts.handle_of(stream) if number is None and not isinstance(stream, bool) else number
 
 
 def same_stream(a: int, b: int) -> bool:

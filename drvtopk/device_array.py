@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from drvtopk import dlpack
 from drvtopk.arrays import TYPESTRS, DeviceView, from_address, same_stream
+from drvtopk.checks import integer
 from drvtopk.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class DeviceArray:
             raise BufferError(f"got dl_device {dl_device}, allowed is {self.__dlpack_device__()}")
         if stream == 0:
             raise InvalidArgument("stream", 0, "1 (legacy), 2 (per thread), -1 (no ordering), None or a handle")
-        consumer = 1 if stream is None else int(stream)
+        consumer = 1 if stream is None else integer("stream", stream, -1, 2**64 - 1)
         if consumer != -1 and not same_stream(consumer, self._stream):
             with self._in_its_context():  # another device's may be current
                 self._engine.driver.stream_wait(consumer, self._stream)

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from drvtopk.checks import integers, reason, shown
 from drvtopk.errors import InvalidArgument
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
@@ -20,6 +21,7 @@ DEVICE_TYPES = {CPU: "cpu", CUDA: "cuda", CUDA_HOST: "pinned host", 4: "opencl",
 DEVICE_TYPES |= {11: "pinned rocm host", CUDA_MANAGED: "managed", 14: "oneapi"}
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 _READ_ONLY = 1
+_MAX_NDIM = 64  # as many as numpy has
 VERSION = (1, 0)  # what is asked for, and what is made; any 1.x can be read
 
 # DLTensor: data, device type and id, ndim, dtype code, bits and lanes, shape, strides, byte_offset.
@@ -57,10 +59,25 @@ class Tensor:
     read_only: bool
 
 
-def device_of(value: Any) -> tuple[int, int]:
-    """(device type, ordinal) of an array, without an export."""
-    kind, ordinal = value.__dlpack_device__()
-    return int(kind), int(ordinal)
+def check_device(argument: str, value: Any) -> None:
+    """InvalidArgument unless the array says that it lies in device memory; nothing is exported for that."""
+    try:
+        answer = value.__dlpack_device__()
+    except Exception as error:
+        what = f"{type(value).__name__}, whose __dlpack_device__ fails ({reason(error)})"
+        raise InvalidArgument(argument, what, "an array in CUDA device memory") from error
+    try:
+        kind, _ = integers("device", answer, -(2**31), 2**31 - 1)
+    except ValueError as error:
+        what = f"{shown(answer)} from __dlpack_device__"
+        raise InvalidArgument(argument, what, "a device type and an ordinal") from error
+    _check_kind(argument, value, kind)
+
+
+def _check_kind(argument: str, value: object, kind: int) -> None:
+    if kind not in (CUDA, CUDA_MANAGED):
+        there = DEVICE_TYPES.get(kind, f"a device of type {kind}")
+        raise InvalidArgument(argument, f"{type(value).__name__} in {there} memory", "CUDA device memory")
 
 
 def read(argument: str, value: Any, stream: int) -> tuple[Tensor, object]:
@@ -74,12 +91,12 @@ def read(argument: str, value: Any, stream: int) -> tuple[Tensor, object]:
             capsule = value.__dlpack__(stream=stream, max_version=VERSION)
         except TypeError:  # a producer from before versions
             capsule = value.__dlpack__(stream=stream)
-    except (BufferError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidArgument(
-            argument, f"{type(value).__name__}, whose __dlpack__ refuses ({reason})", "an array that can be exported"
-        ) from error
-    return parse(argument, capsule), capsule
+    except Exception as error:
+        what = f"{type(value).__name__}, whose __dlpack__ refuses ({reason(error)})"
+        raise InvalidArgument(argument, what, "an array that can be exported") from error
+    found = parse(argument, capsule)
+    _check_kind(argument, value, found.device_type)
+    return found, capsule
 
 
 def parse(argument: str, capsule: Any) -> Tensor:
@@ -94,12 +111,14 @@ def parse(argument: str, capsule: Any) -> Tensor:
     elif _capsule_is(capsule, _NAME):
         at = int(_capsule_pointer(capsule, _NAME) or 0)
     else:
-        raise InvalidArgument(argument, f"{capsule!r} from __dlpack__", "a capsule that was not consumed")
+        raise InvalidArgument(argument, f"{shown(capsule)} from __dlpack__", "a capsule that was not consumed")
     data, kind, ordinal, ndim, code, bits, lanes, shape_at, strides_at, offset = _TENSOR.unpack(
         ctypes.string_at(at, _TENSOR.size)
     )
-    if lanes != 1:
-        raise InvalidArgument(argument, f"elements of {lanes} lanes", "scalar elements")
+    if lanes != 1 or not bits or bits % 8:
+        raise InvalidArgument(argument, f"elements of {bits} bits in {lanes} lanes", "scalar elements of whole bytes")
+    if not 0 <= ndim <= _MAX_NDIM or (ndim and not shape_at):
+        raise InvalidArgument(argument, f"{ndim} dimensions, whose sizes are at {shape_at:#x}", "a shape")
     words = ctypes.c_int64 * ndim
     strides = tuple(words.from_address(strides_at)) if strides_at else None
     return Tensor(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import re
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "CacheWarning",
@@ -22,7 +24,11 @@ _SHOWN = 3  # lines of a compiler's log
 
 
 class TopKError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package. Pickle and copy keep its type, its message and all its fields."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without `__init__`, which takes the fields: `args` is the message that it made of them."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InvalidArgument(TopKError, ValueError):

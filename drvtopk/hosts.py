@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
+
+from drvtopk.checks import as_int
 
 
 def _framework(kind: type) -> str:
@@ -44,7 +47,21 @@ def handle_of(stream: Any) -> int | None:
     found = getattr(found, "value", found)  # ctypes
     if found is None:  # what ctypes makes of a null pointer
         return 0
+    return as_handle(found)
+
+
+def address_of(value: Any) -> int | None:
+    """The address that an object stands for, or that its `handle` does (`cuda.core.Buffer`); None of anything else."""
     try:
-        return int(found)
-    except (TypeError, ValueError):
+        return as_handle(getattr(value, "handle", value))
+    except Exception:  # of a buffer that is closed
         return None
+
+
+def as_handle(value: Any) -> int | None:
+    """A plain int of an integer, or of an object for a pointer, which converts to int and not to float; else None."""
+    number, kind = as_int(value), type(value)
+    if number is None and hasattr(kind, "__int__") and not hasattr(kind, "__float__"):
+        with contextlib.suppress(Exception):
+            number = int(value)
+    return number

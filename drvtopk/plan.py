@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from drvtopk.checks import as_int, flag, instance, integer, one_of, shown, store
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.measured import measured_times, modelled_times
 from drvtopk.spec import (
+    ASKED_ROUTES,
     CLUSTERS,
     DEFAULT_TUNING,
     MAX_ROWS,
     MAX_WIDTH,
     PLAIN,
-    ROUTES,
     THREADS,
     WAITS,
     DeviceInfo,
@@ -37,12 +38,7 @@ Clusters = Callable[[Variant, int], int]
 """(instantiation, dynamic shared memory in bytes) -> its clusters resident on the device at once; 0: not even one."""
 
 MAX_STRIDE = 2**62 // 4  # elements; rows x stride is computed in 64 bits
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidArgument(name, repr(value), f"an integer in {low}..{high}")
-    return value
+MAX_OFFSET = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,21 +66,17 @@ class Problem:
     predecessor on the stream ends, and waits for that before it touches memory. The cooperative route does without."""
 
     def __post_init__(self) -> None:
-        _check_int("rows", self.rows, 0, MAX_ROWS)
-        _check_int("width", self.width, 0, MAX_WIDTH)
-        check_k(self.k)
-        if self.stride is None:
-            object.__setattr__(self, "stride", self.width)
-        _check_int("stride", self.stride, 0, MAX_STRIDE // max(self.rows, 1))
-        _check_int("offset", self.offset, 0, 2**62)
-        if self.max_seq_len is None:
-            object.__setattr__(self, "max_seq_len", self.width)
-        hint = _check_int("max_seq_len", self.max_seq_len, 0, MAX_WIDTH)
-        object.__setattr__(self, "max_seq_len", min(1 << (hint - 1).bit_length(), self.width) if hint else 0)
-        if self.waits not in WAITS:
-            raise InvalidArgument("waits", repr(self.waits), " or ".join(map(repr, WAITS)))
-        if self.sm_budget is not None:
-            _check_int("sm_budget", self.sm_budget, 1, MAX_ROWS)
+        rows, width = integer("rows", self.rows, 0, MAX_ROWS), integer("width", self.width, 0, MAX_WIDTH)
+        k = check_k(self.k)
+        stride = integer("stride", width if self.stride is None else self.stride, 0, MAX_STRIDE // max(rows, 1))
+        offset = integer("offset", self.offset, 0, MAX_OFFSET)
+        hint = width if self.max_seq_len is None else integer("max_seq_len", self.max_seq_len, 0, MAX_WIDTH)
+        longest = min(1 << (hint - 1).bit_length(), width) if hint else 0
+        waits, pdl = one_of("waits", self.waits, WAITS), flag("pdl", self.pdl)
+        budget = None if self.sm_budget is None else integer("sm_budget", self.sm_budget, 1, MAX_ROWS)
+        instance("options", self.options, Options)
+        store(self, rows=rows, width=width, k=k, stride=stride, offset=offset, max_seq_len=longest)
+        store(self, waits=waits, pdl=pdl, sm_budget=budget)
 
     @property
     def row_stride(self) -> int:
@@ -512,12 +504,15 @@ def plan(
     planner's own choice. `occupancy` and `clusters` are the driver's answers on a real device and
     `calculated_occupancy` and `calculated_clusters` elsewhere; each is called once for each instantiation considered.
     """
-    if route != "auto" and route not in ROUTES:
-        raise InvalidArgument("route", repr(route), "'auto', " + ", ".join(map(repr, ROUTES)))
+    route = one_of("route", route, ASKED_ROUTES)
     if chunk is not None:
-        _check_int("chunk", chunk, 1, MAX_WIDTH)
-    if group is not None and (route != "clustered" or group not in CLUSTERS):
-        raise InvalidArgument("group", repr(group), f"one of {', '.join(map(str, CLUSTERS))}, with route='clustered'")
+        chunk = integer("chunk", chunk, 1, MAX_WIDTH)
+    if group is not None:
+        blocks = as_int(group)
+        if route != "clustered" or blocks not in CLUSTERS:
+            allowed = f"one of {', '.join(map(str, CLUSTERS))}, with route='clustered'"
+            raise InvalidArgument("group", shown(group), allowed)
+        group = blocks
     if clusters is None:
 
         def clusters(variant: Variant, smem_bytes: int) -> int:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from drvtopk.checks import as_int, flag, instance, integer, one_of, shown, store
 from drvtopk.errors import InvalidArgument
 
 ROUTES = ("persistent", "filtered", "clustered")
+ASKED_ROUTES = ("auto", *ROUTES)
 CLUSTERS = (2, 4, 8, 16)  # blocks of a hardware cluster in the route `clustered`
 VEC_SIZES = (1, 2, 4)  # elements of a load; elements of 2 bytes also go by 8
 WAITS = ("allowed", "never")  # may blocks of a launch wait for each other?
@@ -102,14 +104,12 @@ class Tuning:
         limits = dict.fromkeys(
             ("radix_threshold", "sms_to_share", "cluster_threshold", "min_chunk", "cached_bytes"), MAX_WIDTH
         )
-        for name, most in {**limits, "short_max": MAX_COUNTED, "max_candidates": MAX_COUNTED // 4}.items():
-            value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise InvalidArgument(name, value, f"1..{most}")
-        if not 32 <= self.samples <= 1 << 16 or self.samples & (self.samples - 1):
-            raise InvalidArgument("samples", self.samples, "a power of two in 32..65536")
-        if not 0 <= self.wait_limit <= MAX_WIDTH:
-            raise InvalidArgument("wait_limit", self.wait_limit, f"0..{MAX_WIDTH}")
+        limits |= {"short_max": MAX_COUNTED, "max_candidates": MAX_COUNTED // 4}
+        store(self, **{name: integer(name, getattr(self, name), 1, most) for name, most in limits.items()})
+        samples = as_int(self.samples)
+        if samples is None or not 32 <= samples <= 1 << 16 or samples & (samples - 1):
+            raise InvalidArgument("samples", shown(self.samples), "a power of two in 32..65536")
+        store(self, samples=samples, wait_limit=integer("wait_limit", self.wait_limit, 0, MAX_WIDTH))
 
 
 DEFAULT_TUNING = Tuning()
@@ -137,10 +137,8 @@ class Options:
     """The output is what a page table makes of the indices."""
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise InvalidArgument(name, repr(value), " or ".join(map(repr, allowed)))
+        store(self, **{name: one_of(name, getattr(self, name), allowed) for name, allowed in _CHOICES.items()})
+        store(self, **{name: flag(name, getattr(self, name)) for name in _FLAGS})
 
     def made_deterministic(self) -> Options:
         """One array for the same bits: where the choice was left open, ties by smallest index and ascending order."""
@@ -164,7 +162,7 @@ class Options:
     def suffix(self) -> str:
         """What differs from the plain selection, as it stands in the kernel's name: '_bfloat16_values_smallest'."""
         said = [getattr(self, name) for name in _CHOICES if getattr(self, name) != getattr(PLAIN, name)]
-        said += [name for name in ("values", "row_starts", "page_table") if getattr(self, name)]
+        said += [name for name in _FLAGS if getattr(self, name)]
         words = {"index": "by_index", "value": "by_value", "highest": "nan_highest"}
         return "".join("_" + words.get(word, word) for word in said)
 
@@ -183,6 +181,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "nan": NANS,
     }
 )
+_FLAGS = ("values", "row_starts", "page_table")
 PLAIN = Options()
 
 
@@ -204,18 +203,21 @@ class Variant:
     """Programmatic dependent launch: the kernel waits for its predecessor itself, having begun before that ended."""
 
     def __post_init__(self) -> None:
-        if self.residency not in (1, 2):
-            raise InvalidArgument("residency", self.residency, "1 or 2")
-        if self.route not in ROUTES:
-            raise InvalidArgument("route", repr(self.route), " or ".join(map(repr, ROUTES)))
-        allowed_clusters = CLUSTERS if self.route == "clustered" else (1,)
-        if self.cluster not in allowed_clusters:
-            allowed = " or ".join(map(str, allowed_clusters))
-            raise InvalidArgument("cluster", self.cluster, f"{allowed} for the route {self.route!r}")
-        check_k(self.k)
-        if self.vec_size not in self.options.vec_sizes:
-            allowed = ", ".join(map(str, self.options.vec_sizes))
-            raise InvalidArgument("vec_size", self.vec_size, f"one of {allowed} for {self.options.dtype}")
+        route = one_of("route", self.route, ROUTES)
+        options = instance("options", self.options, Options)
+        instance("tuning", self.tuning, Tuning)
+        clusters = CLUSTERS if route == "clustered" else (1,)
+        places = {
+            "residency": ((1, 2), "1 or 2"),
+            "cluster": (clusters, f"{' or '.join(map(str, clusters))} for the route {route!r}"),
+            "vec_size": (options.vec_sizes, f"one of {', '.join(map(str, options.vec_sizes))} for {options.dtype}"),
+        }
+        for name, (allowed, said) in places.items():
+            number = as_int(getattr(self, name))
+            if number not in allowed:
+                raise InvalidArgument(name, shown(getattr(self, name)), said)
+            store(self, **{name: number})
+        store(self, route=route, k=check_k(self.k), pdl=flag("pdl", self.pdl))
 
     @property
     def entry(self) -> str:
@@ -263,9 +265,7 @@ class Variant:
 
 def check_k(k: object) -> int:
     """`k` as an int in 1..4096, or InvalidArgument."""
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
-        raise InvalidArgument("k", repr(k), f"an integer in 1..{MAX_K}")
-    return k
+    return integer("k", k, 1, MAX_K)
 
 
 def align(value: int, to: int) -> int:
@@ -303,8 +303,8 @@ class DeviceInfo:
 
     def __post_init__(self) -> None:
         for name in ("sms", "smem_optin", "smem_per_sm", "max_threads_per_sm", "max_blocks_per_sm", "regs_per_sm"):
-            if getattr(self, name) < 1:
-                raise InvalidArgument(name, getattr(self, name), "at least 1")
+            store(self, **{name: integer(name, getattr(self, name), 1, MAX_WIDTH)})
+        store(self, smem_reserved=integer("smem_reserved", self.smem_reserved, 0, MAX_WIDTH))
 
     def with_limits(self, *, sms: int | None = None, smem_optin: int | None = None) -> DeviceInfo:
         """The same device with some limits named by hand: a green context, an assumed smaller GPU."""
@@ -312,6 +312,7 @@ class DeviceInfo:
         if sms is not None:
             changed = replace(changed, sms=sms)
         if smem_optin is not None:
+            smem_optin = integer("smem_optin", smem_optin, 1, MAX_WIDTH)
             changed = replace(changed, smem_optin=smem_optin, smem_per_sm=max(smem_optin, changed.smem_per_sm))
         return changed
 
