@@ -96,7 +96,8 @@ def export_kernels(
     added = {key: _exported(key, one) for key, one in compiled.items()}
     with _alone(folder):
         before = _before(folder, keys)  # another export may have come in between
-        sweep(folder)
+        if before is not None:  # else it may be anybody's folder
+            sweep(folder)
         kernels = {**(before.kernels if before is not None else {}), **added}
         for key, one in compiled.items():
             write_whole(folder / added[key].file, one.cubin, mode=READABLE)

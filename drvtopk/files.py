@@ -33,27 +33,27 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def write_together(contents: Mapping[Path, Content], *, mode: int | None = None) -> None:
     """Several files, which get their names only when all are on disk; what had a name before stays until then.
 
-    A symbolic link stays one: the file that it leads to is replaced. Without `mode` a file has that of the file which
-    it replaces, else what the umask leaves. Raises OSError, which names the file.
+    No link is followed: what has the name is replaced. Without `mode` a file has that of the file which it replaces,
+    else what the umask leaves. Raises OSError, which names the file.
     """
     staged: list[tuple[Path, Path]] = []
     path = Path()
     try:
         for path, content in contents.items():
-            target = Path(os.path.realpath(path))
-            temporary = target.with_name(TEMPORARY + secrets.token_hex(8))
+            temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
             handle = os.open(temporary, _CREATE, 0o666 if mode is None else mode)
-            staged.append((temporary, target))
+            staged.append((temporary, path))
             with os.fdopen(handle, "wb") as file:
                 if callable(content):
                     content(file)
                 else:
                     file.write(content)
                 file.flush()
-                _set_mode(temporary, target, mode)
+                _set_mode(temporary, path, mode)
                 os.fsync(file.fileno())
         while staged:
             temporary, path = staged[0]
+            _check_replaceable(path)
             temporary.replace(path)
             staged.pop(0)
     except BaseException as error:
@@ -71,6 +71,19 @@ def _set_mode(temporary: Path, target: Path, mode: int | None) -> None:
             mode = stat.S_IMODE(target.stat().st_mode)
     if mode is not None:
         temporary.chmod(mode)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises OSError for a device, which a file would take the place of where the user is root."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise OSError(errno.EINVAL, "a device, and not a file", str(path))
+
+
+def followed(path: Path) -> Path:
+    """The name to write to so that a symbolic link stays one, and the file that it leads to is replaced."""
+    return Path(os.path.realpath(path))
 
 
 def sweep(folder: Path) -> None:
@@ -137,7 +150,7 @@ def output_fault(path: Path) -> str | None:
         return "a file in a folder that exists"
     except (OSError, ValueError) as error:
         return f"a name that a file can have ({error})"
-    folder = Path(os.path.realpath(path)).parent
+    folder = followed(path).parent
     if not folder.is_dir():
         return "a file in a folder that exists"
     fault = folder_fault(folder)
@@ -152,7 +165,7 @@ def is_same(one: Path, other: Path) -> bool:
         return os.path.samestat(first, second)
     if first is not None or second is not None:
         return False
-    one, other = (Path(os.path.realpath(path)) for path in (one, other))
+    one, other = followed(one), followed(other)
     return one == other or (is_same_folder(one.parent, other.parent) and _folded(one.name) == _folded(other.name))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk.errors import InvalidArgument
-from drvtopk.files import is_same, open_regular, output_fault, write_together
+from drvtopk.files import followed, is_same, open_regular, output_fault, write_together
 
 _MAGIC = b"\x93NUMPY"
 _MOST_HEADER = 10_000  # characters; what numpy reads too
@@ -115,8 +115,8 @@ def _goes_to(stream: Any, path: Path) -> bool:
 
 
 def save(results: Mapping[Path, npt.NDArray[Any]]) -> None:
-    """Each array as a .npy file, all of them or none. Raises OSError."""
-    write_together({path: partial(_save, array) for path, array in results.items()})
+    """Each array as a .npy file, all of them or none; a link stays one. Raises OSError."""
+    write_together({followed(path): partial(_save, array) for path, array in results.items()})
 
 
 def _save(array: npt.NDArray[Any], file: BinaryIO) -> None:
