@@ -30,6 +30,10 @@ class _Parser(argparse.ArgumentParser):
         """One line, without the usage text above it."""
         raise _UsageError(f"{message} (see {self.prog} --help)")
 
+    def _print_message(self, message: str, file: object = None) -> None:
+        """To stdout: argparse would take stderr where there is none, and keep quiet of one that is full."""
+        print(message, end="")
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m drvtopk", description=__doc__)

@@ -59,7 +59,7 @@ def mutated(data: bytes, edits: list[tuple[int, str, bytes]]) -> bytes:
     return data
 
 
-WORDS = st.sampled_from(
+WORDS: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, False, 0, 1, -1, 2**63, 10**400, 0.5, 1e300, "", "x", "\0", "\ud800", [], {}, [[]], "../x"]
 )
 JSON = st.recursive(
@@ -237,41 +237,37 @@ def test_a_manifest_that_is_none_is_refused(what: str, text: str, tmp_path: Path
     assert "cannot be read (" in refusal(tmp_path, BAD_TEXT[what](text))
 
 
-FIELDS: list[tuple[tuple[Any, ...], Any]] = [
-    *(
-        (("nvrtc",), value)
-        for value in ([1e999, 0], [12], [12, 9, 0], [True, 0], [12.5, 0], [-1, 0], ["12", "9"], "12", None)
-    ),
-    *((("format",), value) for value in (True, 1.0, "1", None, -1)),
-    *((("sources",), value) for value in (5, "ab", "AB" * 32, "ab" * 32 + "\n")),
-    *((("drvtopk",), value) for value in (5, "", "a\nb", "a" * 100, "é")),
-    *(((name,), []) for name in ("parameters", "launch", "planner")),
-    *((("kernels",), value) for value in (None, {}, "x", [None], [[]])),
-    *((("kernels", 0, "arch"), value) for value in (3.5, 90, "sm_", "sm_90b", "compute_90", "sm_9٠", "sm_90a\n", None)),
-    *((("kernels", 0, "registers"), value) for value in ("x", "32", 32.0, True, 0, -1, 256, None, [32])),
-    *((("kernels", 0, "static_smem_bytes"), value) for value in (-99999, 10**9, 1.5, False, "0")),
-    *((("kernels", 0, "spill_bytes"), value) for value in (-1, 2**31, 1e999)),
-    *((("kernels", 0, "stack_bytes"), value) for value in (-1, None)),
-    *((("kernels", 0, "cubin_bytes"), value) for value in (0, "many")),
-    *((("kernels", 0, "sha256"), value) for value in (5, "", "g" * 64)),
-    *(
-        (("kernels", 0, "file"), value)
-        for value in ("", ".", "..", "../x", "a/b", "/etc/passwd", "a\0b", "\ud800", "x" * 300, 5)
-    ),
-    *(
-        (("kernels", 0, "definitions"), value)
-        for value in ([], {"DRVTOPK_K": 1.5}, {"DRVTOPK_K": True}, {"DRVTOPK_K": []})
-    ),
-    *((("kernels", 0, "variant"), value) for value in ({}, [], None)),
-    *((("kernels", 0, "variant", "k"), value) for value in (64.0, "64", True, 0, 4097)),
-    *((("kernels", 0, "variant", "pdl"), value) for value in (0, 1, "no")),
-    *((("kernels", 0, "variant", "route"), value) for value in ([], {}, 5, "other")),
-    *((("kernels", 0, "variant", "more"), value) for value in (5,)),
-    *((("kernels", 0, "variant", "tuning", "samples"), value) for value in (64.0, True, "64", 10**30)),
-    *((("kernels", 0, "variant", "options", "dtype"), value) for value in ([], {}, "float64", None)),
-    *((("kernels", 0, "variant", "options", "values"), value) for value in (0, "", None)),
-    *((("kernels", 0, name), value) for name in manifest.derived(ONE) for value in (-1, "x", None, 1e999)),
-]
+KERNEL = ("kernels", 0)
+VARIANT = (*KERNEL, "variant")
+BAD_VALUES: dict[tuple[Any, ...], tuple[Any, ...]] = {
+    ("nvrtc",): ([1e999, 0], [12], [12, 9, 0], [True, 0], [12.5, 0], [-1, 0], ["12", "9"], "12", None),
+    ("format",): (True, 1.0, "1", None, -1),
+    ("sources",): (5, "ab", "AB" * 32, "ab" * 32 + "\n"),
+    ("drvtopk",): (5, "", "a\nb", "a" * 100, "é"),
+    ("parameters",): ([],),
+    ("launch",): ([],),
+    ("planner",): (None,),
+    ("kernels",): (None, {}, "x", [None], [[]]),
+    (*KERNEL, "arch"): (3.5, 90, "sm_", "sm_90b", "compute_90", "sm_9٠", "sm_90a\n", None),
+    (*KERNEL, "registers"): ("x", "32", 32.0, True, 0, -1, 256, None, [32]),
+    (*KERNEL, "static_smem_bytes"): (-99999, 10**9, 1.5, False, "0"),
+    (*KERNEL, "spill_bytes"): (-1, 2**31, 1e999),
+    (*KERNEL, "stack_bytes"): (-1, None),
+    (*KERNEL, "cubin_bytes"): (0, "many"),
+    (*KERNEL, "sha256"): (5, "", "g" * 64),
+    (*KERNEL, "file"): ("", ".", "..", "../x", "a/b", "/etc/passwd", "a\0b", "\ud800", "x" * 300, 5),
+    (*KERNEL, "definitions"): ([], {"DRVTOPK_K": 1.5}, {"DRVTOPK_K": True}, {"DRVTOPK_K": []}),
+    VARIANT: ({}, [], None),
+    (*VARIANT, "k"): (64.0, "64", True, 0, 4097),
+    (*VARIANT, "pdl"): (0, 1, "no"),
+    (*VARIANT, "route"): ([], {}, 5, "other"),
+    (*VARIANT, "more"): (5,),
+    (*VARIANT, "tuning", "samples"): (64.0, True, "64", 10**30),
+    (*VARIANT, "options", "dtype"): ([], {}, "float64", None),
+    (*VARIANT, "options", "values"): (0, "", None),
+    **{(*KERNEL, name): (-1, "x", None, 1e999) for name in manifest.derived(ONE)},
+}
+FIELDS = [(place, value) for place, values in BAD_VALUES.items() for value in values]
 
 
 @pytest.mark.parametrize(
