@@ -6,13 +6,13 @@ The rules are in drvtopk.h beside this file, the numbers are here, so that neith
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import drvtopk
 from drvtopk import measured, spec
 from drvtopk.errors import InvalidArgument
 from drvtopk.manifest import ExportedKernel
 from drvtopk.plan import MAX_STRIDE
+from drvtopk.source import shipped
 from drvtopk.spec import Options, Tuning, Variant
 
 _MAX_OFFSET = 2**62  # of plan.Problem
@@ -21,7 +21,7 @@ _PLANNED_BY = ("radix_threshold", "cluster_threshold", "sms_to_share", "min_chun
 
 def rules_header() -> bytes:
     """The text of drvtopk.h, by whose rules a host plans and launches."""
-    return Path(__file__).with_name("drvtopk.h").read_bytes()
+    return shipped("drvtopk.h").read_bytes()
 
 
 def kernels_header(kernels: Sequence[ExportedKernel]) -> str:

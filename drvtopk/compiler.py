@@ -28,6 +28,7 @@ from drvtopk.cache import Cache
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
 from drvtopk.events import tell
 from drvtopk.progress import compiling, progress
+from drvtopk.records import Fields, Malformed, cubin_fault, kernel_info, parse
 from drvtopk.source import kernel_sources
 from drvtopk.spec import KernelInfo, Variant
 
@@ -370,8 +371,13 @@ def _cached(what: str, arch: str, entry: str, cache: Cache | None) -> Compiled |
     found = None if cache is None else cache.get(entry)
     if found is None:
         return None
+    try:
+        compiled = _unpack(what, arch, found)
+    except Malformed as error:  # whole, but of something else than this code
+        tell(logging.INFO, "compile", "the cache's entry of %s for %s is passed over: %s", what, arch, error)
+        return None
     tell(logging.INFO, "compile", "%s for %s came from the cache", what, arch)
-    return _unpack(what, arch, found)
+    return compiled
 
 
 def _forbidden(what: str, arch: str, why: str) -> CompilerUnavailable:
@@ -459,7 +465,13 @@ def _pack(cubin: bytes, info: KernelInfo, log: str) -> bytes:
 
 
 def _unpack(what: str, arch: str, packed: bytes) -> Compiled:
+    """Raises Malformed for what `_pack` did not write."""
     size = int.from_bytes(packed[:4], "little")
-    head = json.loads(packed[4 : 4 + size])
-    info = KernelInfo(**{**head["info"], "seconds": 0.0})
-    return Compiled(what=what, arch=arch, cubin=packed[4 + size :], info=info, log=head["log"], from_cache=True)
+    head, cubin = Fields(parse(packed[4 : 4 + size]), "entry"), packed[4 + size :]
+    info, log = kernel_info(head.fields("info")), head.one("log", str, "a log")
+    if info.cubin_bytes != len(cubin):
+        raise Malformed(f"the cubin has {len(cubin)} bytes, not {info.cubin_bytes}")
+    fault = cubin_fault(cubin, arch)
+    if fault is not None:
+        raise Malformed(f"it {fault}")
+    return Compiled(what=what, arch=arch, cubin=cubin, info=info, log=log, from_cache=True)

@@ -7,24 +7,28 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import drvtopk
-from drvtopk import manifest, rules, spec
+from drvtopk import manifest, rules
 from drvtopk.c_header import kernels_header, rules_header
-from drvtopk.cache import Cache, write_whole
+from drvtopk.cache import Cache
 from drvtopk.compiler import Compiled, check_arch, compile_variants, definitions, nvrtc_version
 from drvtopk.errors import InvalidArgument
+from drvtopk.files import folder_fault, output_fault, sweep, write_whole
 from drvtopk.manifest import ExportedKernel, Key, Manifest, Unreadable
+from drvtopk.records import DIGEST, digest
 from drvtopk.source import sources_digest
 from drvtopk.spec import Variant
 
 READABLE = 0o644  # others deploy what is written
+INDEX = ("drvtopk.h", "drvtopk_kernels.h", manifest.MANIFEST)
+"""What an export writes beside the cubins, in this order."""
 
-__all__ = ["Export", "ExportedKernel", "cubin_name", "export_kernels"]
+__all__ = ["Export", "ExportedKernel", "check_out_folder", "cubin_name", "export_kernels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,21 @@ def cubin_name(variant: Variant, arch: str) -> str:
     return f"{v.route}{v.options.suffix}_k{v.k}_v{v.vec_size}{cluster}{alone}{pdl}_{arch}.cubin"
 
 
+def check_out_folder(argument: str, folder: Path, names: Iterable[str]) -> None:
+    """Makes the folder. InvalidArgument, before any work, where files of these names cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(argument, str(folder), f"a folder that can be made ({error})") from error
+    fault = folder_fault(folder)
+    if fault is not None:
+        raise InvalidArgument(argument, str(folder), f"a folder that may be written ({fault})")
+    for name in names:
+        allowed = output_fault(folder / name) if os.path.lexists(folder / name) else None
+        if allowed is not None:
+            raise InvalidArgument(argument, str(folder / name), allowed)
+
+
 def export_kernels(
     folder: Path | str, wanted: Mapping[str, Sequence[Variant]], *, cache: Cache | None = None
 ) -> Export:
@@ -58,19 +77,16 @@ def export_kernels(
     temporary name first, so that a reader sees the folder as it was or as it will be. What is there already, whole, is
     not compiled again.
 
-    Raises InvalidArgument for a folder that cannot be made, that holds an export of other kernel sources or of another
-    NVRTC, for different tunings (a host plans by one), for an architecture that this NVRTC does not know, and without
-    kernels; CompilerUnavailable; CompileError.
+    Raises InvalidArgument for a folder that cannot be made or written to, that holds an export of other kernel sources
+    or of another NVRTC, for different tunings (a host plans by one), for an architecture that this NVRTC does not know,
+    and without kernels; CompilerUnavailable; CompileError; OSError for a write that fails.
     """
     folder = Path(folder).absolute()
     keys: list[Key] = [(check_arch(arch), variant) for arch, variants in wanted.items() for variant in variants]
     keys = list(dict.fromkeys(keys))
     if not keys:
         raise InvalidArgument("wanted", "nothing", "at least one kernel")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidArgument("folder", str(folder), f"a folder that can be made ({error})") from error
+    check_out_folder("folder", folder, [*(cubin_name(variant, arch) for arch, variant in keys), *INDEX])
     before = _before(folder, keys)
     compiled: dict[Key, Compiled] = {}
     for arch in wanted:
@@ -80,6 +96,8 @@ def export_kernels(
     added = {key: _exported(key, one) for key, one in compiled.items()}
     with _alone(folder):
         before = _before(folder, keys)  # another export may have come in between
+        if before is not None:  # else it may be anybody's folder
+            sweep(folder)
         kernels = {**(before.kernels if before is not None else {}), **added}
         for key, one in compiled.items():
             write_whole(folder / added[key].file, one.cubin, mode=READABLE)
@@ -129,9 +147,10 @@ def _is_whole(folder: Path, before: Manifest | None, key: Key) -> bool:
     if kernel is None:
         return False
     try:
-        return hashlib.sha256((folder / kernel.file).read_bytes()).hexdigest() == kernel.sha256
-    except OSError:
+        manifest.read_cubin(folder, kernel)
+    except Unreadable:
         return False
+    return True
 
 
 def _exported(key: Key, compiled: Compiled) -> ExportedKernel:
@@ -146,10 +165,10 @@ def _exported(key: Key, compiled: Compiled) -> ExportedKernel:
 
 
 def _write_index(folder: Path, kernels: tuple[ExportedKernel, ...]) -> None:
-    write_whole(folder / "drvtopk.h", rules_header(), mode=READABLE)
-    write_whole(folder / "drvtopk_kernels.h", kernels_header(kernels).encode(), mode=READABLE)
     document = json.dumps(_document(kernels), indent=1) + "\n"
-    write_whole(folder / manifest.MANIFEST, document.encode(), mode=READABLE)
+    texts = (rules_header(), kernels_header(kernels).encode(), document.encode())
+    for name, text in zip(INDEX, texts, strict=True):
+        write_whole(folder / name, text, mode=READABLE)
 
 
 def _document(kernels: tuple[ExportedKernel, ...]) -> dict[str, Any]:
@@ -167,27 +186,17 @@ def _document(kernels: tuple[ExportedKernel, ...]) -> dict[str, Any]:
 
 
 def _record(kernel: ExportedKernel) -> dict[str, Any]:
-    variant = kernel.variant
     info = {name: value for name, value in dataclasses.asdict(kernel.info).items() if name != "seconds"}
-    extended = (*spec.PARAMS, *spec.EXTRAS) if variant.options.extras else spec.PARAMS
-    return {
-        "name": str(variant),
+    record = {
         "arch": kernel.arch,
         "file": kernel.file,
         "sha256": kernel.sha256,
-        "entry": variant.entry,
-        "variant": dataclasses.asdict(variant),
-        "threads": variant.threads,
-        "vec_sizes": list(variant.options.vec_sizes),
-        "item_bytes": variant.options.item_bytes,
-        "index_bytes": spec.INDEX_DTYPES[variant.options.index_dtype],
-        "parameter_bytes": spec.packed(extended).size,
-        "fixed_smem_bytes": variant.fixed_smem_bytes,
-        "candidate_bytes": variant.candidate_bytes,
-        "members": variant.k if variant.options.order != "none" else 0,
+        "variant": dataclasses.asdict(kernel.variant),
+        **manifest.derived(kernel.variant),
         **info,
-        "definitions": definitions(variant, kernel.arch),
+        "definitions": definitions(kernel.variant, kernel.arch),
     }
+    return {**record, DIGEST: digest(record)}
 
 
 @contextlib.contextmanager

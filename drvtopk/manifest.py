@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drvtopk import files, spec
+from drvtopk.records import DIGEST, Fields, Malformed, cubin_fault, digest, kernel_info, parse
 from drvtopk.spec import KernelInfo, Options, Tuning, Variant
 
 FORMAT = 1  # of the manifest; another number is another format
 MANIFEST = "manifest.json"
+_MOST_BYTES = 1 << 26  # of a manifest
+_SHA256 = ("[0-9a-f]{64}", "64 hexadecimal digits")
 
 Key = tuple[str, Variant]
 """(architecture, instantiation)"""
@@ -46,37 +49,101 @@ class Manifest:
 
 
 class Unreadable(Exception):
-    """There is no manifest, or not one of this format; the text says which."""
+    """There is no manifest, or not one of this format, or its kernel is not what it says; the text says which."""
 
 
 def read(folder: Path) -> Manifest:
     """The manifest in `folder`. Raises FileNotFoundError if there is none, Unreadable if it is not one."""
     path = folder / MANIFEST
     try:
-        document = json.loads(path.read_bytes())
-        if document["format"] != FORMAT:
-            raise Unreadable(f"{path} is of format {document['format']}, and {FORMAT} is what can be read")
-        major, minor = map(int, document["nvrtc"])
-        records = document["kernels"]
-        kernels = {(one.arch, one.variant): one for one in map(_kernel, records)}
+        document = Fields(parse(files.read_regular(path, _MOST_BYTES)), "manifest")
+        written = document.whole("format", 0, 2**31 - 1)
+        if written != FORMAT:
+            raise Unreadable(f"{path} is of format {written}, and {FORMAT} is what can be read")
+        version = document.text("drvtopk", r"[!-~]{1,64}", "a version")
+        nvrtc = document.list("nvrtc")
+        if len(nvrtc) != 2 or any(type(part) is not int or not 0 <= part < 1000 for part in nvrtc):
+            document.refuse("nvrtc", "two integers in 0..999")
+        for name in ("parameters", "launch", "planner"):  # for hosts without this package
+            document.fields(name)
+        kernels: dict[Key, ExportedKernel] = {}
+        numbers: dict[Key, Mapping[str, int | str]] = {}
+        for at, value in enumerate(document.list("kernels")):
+            record = Fields(value, f"kernels[{at}]")
+            if DIGEST not in record.values:
+                raise Malformed(
+                    f"{record.where} has no digest, as drvtopk {version} wrote it: export anew, into an empty folder"
+                )
+            kernel = _kernel(record)
+            key = kernel.arch, kernel.variant
+            if key in kernels:
+                raise Malformed(f"{record.where} is {kernel.variant} for {kernel.arch} again")
+            kernels[key], numbers[key] = kernel, _definitions(record.fields("definitions"))
         return Manifest(
-            drvtopk=str(document["drvtopk"]),
-            sources=str(document["sources"]),
-            nvrtc=(major, minor),
+            drvtopk=version,
+            sources=document.text("sources", *_SHA256),
+            nvrtc=(nvrtc[0], nvrtc[1]),
             kernels=kernels,
-            definitions=dict(zip(kernels, (record["definitions"] for record in records), strict=True)),
+            definitions=numbers,
         )
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise Unreadable(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    except (OSError, Malformed) as error:
+        raise Unreadable(f"{path} cannot be read ({error})") from error
 
 
-def _kernel(record: dict[str, Any]) -> ExportedKernel:
-    fields = record["variant"]
-    variant = Variant(**{**fields, "tuning": Tuning(**fields["tuning"]), "options": Options(**fields["options"])})
-    file = record["file"]
-    if not isinstance(file, str) or file in ("", ".", "..") or Path(file).name != file:
-        raise ValueError(f"a kernel's file is {file!r}, which is no name in that folder")
-    info = KernelInfo(**{f.name: record[f.name] for f in dataclasses.fields(KernelInfo) if f.name != "seconds"})
-    return ExportedKernel(variant=variant, arch=record["arch"], file=file, info=info, sha256=record["sha256"])
+def read_cubin(folder: Path, kernel: ExportedKernel) -> bytes:
+    """The kernel's cubin, if it is the one that was exported, and for its architecture. Raises Unreadable."""
+    path = folder / kernel.file
+    try:
+        cubin = files.read_regular(path, kernel.info.cubin_bytes)
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read ({error})") from error
+    if hashlib.sha256(cubin).hexdigest() != kernel.sha256:
+        raise Unreadable(f"{path} is damaged: its SHA-256 is not the manifest's")
+    fault = cubin_fault(cubin, kernel.arch)
+    if fault is not None:
+        raise Unreadable(f"{path} {fault}")
+    return cubin
+
+
+def derived(variant: Variant) -> dict[str, Any]:
+    """What a record says of an instantiation beside its fields, for hosts without this package."""
+    options = variant.options
+    return {
+        "name": str(variant),
+        "entry": variant.entry,
+        "threads": variant.threads,
+        "vec_sizes": list(options.vec_sizes),
+        "item_bytes": options.item_bytes,
+        "index_bytes": spec.INDEX_DTYPES[options.index_dtype],
+        "parameter_bytes": spec.packed((*spec.PARAMS, *spec.EXTRAS) if options.extras else spec.PARAMS).size,
+        "fixed_smem_bytes": variant.fixed_smem_bytes,
+        "candidate_bytes": variant.candidate_bytes,
+        "members": variant.k if options.order != "none" else 0,
+    }
+
+
+def _kernel(record: Fields) -> ExportedKernel:
+    """Of one record. Raises Malformed."""
+    fields = record.fields("variant")
+    tuning, options = fields.fields("tuning").made(Tuning), fields.fields("options").made(Options)
+    variant = fields.made(Variant, tuning=tuning, options=options)
+    kernel = ExportedKernel(
+        variant=variant,
+        arch=record.text("arch", "sm_[0-9]{2,3}[af]?", "an architecture, 'sm_90a'"),
+        file=record.text("file", r"(?!\.\.?$)[A-Za-z0-9._-]{1,255}", "a file; this is no name in that folder"),
+        info=kernel_info(record),
+        sha256=record.text("sha256", *_SHA256),
+    )
+    for name, value in derived(variant).items():
+        record.same(name, value)
+    record.same(DIGEST, digest(record.values))
+    return kernel
+
+
+def _definitions(fields: Fields) -> Mapping[str, int | str]:
+    for name, value in fields.values.items():
+        if type(value) not in (int, str):
+            fields.refuse(name, "an integer or a word")
+    return fields.values

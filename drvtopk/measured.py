@@ -10,8 +10,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
+from drvtopk.source import shipped
 from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DeviceInfo
 
 Grid = Mapping[int, Mapping[int, float]]  # rows -> length -> microseconds
@@ -21,10 +21,10 @@ Grid = Mapping[int, Mapping[int, float]]  # rows -> length -> microseconds
 def table() -> dict[tuple[str, int], dict[str, Grid]]:
     """(device name, SMs) -> route -> times. A route that shares rows by clusters is named 'clustered:8'."""
     found: dict[tuple[str, int], dict[str, Grid]] = {}
-    path = Path(__file__).with_name("measured.json")
-    if not path.exists():
+    file = shipped("measured.json")
+    if not file.is_file():
         return found
-    for device in json.loads(path.read_text())["devices"]:
+    for device in json.loads(file.read_text())["devices"]:
         times: dict[str, Grid] = {
             route: {int(rows): {int(n): float(us) for n, us in line.items()} for rows, line in grid.items()}
             for route, grid in device["times"].items()

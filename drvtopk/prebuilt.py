@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 import shlex
@@ -139,16 +138,10 @@ class Prebuilt:
 
 def _verified(folder: Path, listed: Manifest, kernel: ExportedKernel) -> bytes:
     """The kernel's cubin, if it is what the manifest says and what would be compiled here. Raises Unreadable."""
-    path = folder / kernel.file
     if listed.definitions[kernel.arch, kernel.variant] != definitions(kernel.variant, kernel.arch):
+        path = folder / kernel.file
         raise Unreadable(f"{path} was compiled with other numbers than these (drvtopk {listed.drvtopk}): export anew")
-    try:
-        cubin = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(f"{path} cannot be read ({error})") from error
-    if hashlib.sha256(cubin).hexdigest() != kernel.sha256:
-        raise Unreadable(f"{path} is damaged: its SHA-256 is not the manifest's")
-    return cubin
+    return manifest.read_cubin(folder, kernel)
 
 
 def export_command(variant: Variant, arch: str) -> str:

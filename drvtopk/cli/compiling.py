@@ -11,8 +11,8 @@ from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.options import add_instantiations, add_options, in_words, instantiations_of, options_of
 from drvtopk.cli.output import add_json, print_json, print_table
 from drvtopk.compiler import check_arch, compile_variants, nvrtc_version
-from drvtopk.errors import InvalidArgument
-from drvtopk.export import cubin_name
+from drvtopk.export import check_out_folder, cubin_name
+from drvtopk.files import followed, write_together
 
 
 def add(commands: Any) -> None:
@@ -30,17 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     arch = check_arch(arguments.arch)
     options = options_of(arguments)
     variants = instantiations_of(arguments, arch)
-    if arguments.out is not None:
-        try:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidArgument("--out", str(arguments.out), f"a folder that can be made ({error})") from error
-    cache = None if arguments.no_cache else Cache(default_folder())
-    compiled = compile_variants(variants, arch, cache=cache, label=f"compile {arch}")
     files = [cubin_name(v, arch) for v in variants]
     if arguments.out is not None:
-        for name, one in zip(files, compiled, strict=True):
-            (arguments.out / name).write_bytes(one.cubin)
+        check_out_folder("--out", arguments.out, files)
+    cache = None if arguments.no_cache else Cache(default_folder())
+    compiled = compile_variants(variants, arch, cache=cache, label=f"compile {arch}")
+    if arguments.out is not None:
+        write_together({followed(arguments.out / name): one.cubin for name, one in zip(files, compiled, strict=True)})
     if arguments.json:
         print_json(
             {

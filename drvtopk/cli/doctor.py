@@ -67,6 +67,7 @@ def examine() -> dict[str, Any]:
             return None
 
     cache = Cache(default_folder())
+    cache_fault = cache.fault()
     ask(kernel_sources)
     holdings = current().holdings()
     driver = ask(load)
@@ -119,7 +120,8 @@ def examine() -> dict[str, Any]:
             for holding in holdings
         ],
         "cache": None if cache.folder is None else str(cache.folder),
-        "cache_writable": cache.writable(),
+        "cache_writable": cache_fault is None,
+        "cache_fault": cache_fault,
         "missing": missing,
     }
 
@@ -143,7 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
         shown = dict(found)
         shown["archs"] = " ".join(found["archs"]) or None
         shown["devices"] = ", ".join(map(_in_words, found["devices"])) or "none"
-        kept = "" if shown.pop("cache_writable") else " (kernels stay in memory only)"
+        fault, _ = shown.pop("cache_fault"), shown.pop("cache_writable")
+        kept = "" if fault is None else f" (kernels stay in memory only: {fault})"
         shown["cache"] = f"{found['cache'] or 'no folder'}{kept}"
         shown["only_prebuilt"] = found["only_prebuilt"] and f"yes: {found['only_prebuilt']}"
         shown["cubins"] = "; ".join(map(_folder_in_words, found["cubins"])) or None

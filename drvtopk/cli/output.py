@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -33,8 +34,10 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def note(text: str) -> None:
-    """Something a person should know, beside the result."""
-    print(text, file=sys.stderr)
+    """Something a person should know, beside the result: on stderr, or nowhere if that takes nothing."""
+    if sys.stderr is not None:  # print would take stdout instead
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def one_line_warning(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from drvtopk.api import devices, primary_context, topk
+from drvtopk.cli.arrays import check_outputs, load, save
 from drvtopk.cli.options import add_options, in_words, options_of
 from drvtopk.cli.output import add_json, note, print_json, whole
 from drvtopk.engine import current_engine
@@ -39,32 +37,11 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def load(argument: str, path: Path) -> npt.NDArray[Any]:
-    """The array in a .npy file, in this machine's byte order, never unpickled. Raises InvalidArgument."""
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise InvalidArgument(argument, str(path), f"a readable .npy file ({error})") from error
-    if not isinstance(found, np.ndarray):
-        raise InvalidArgument(argument, str(path), "a .npy file of one array")
-    return found.astype(found.dtype.newbyteorder("="), copy=False)
-
-
 def _load_integers(argument: str, path: Path | None) -> npt.NDArray[Any] | None:
     found = None if path is None else load(argument, path)
     if found is not None and found.dtype.kind not in "iu":
         raise InvalidArgument(argument, f"dtype {found.dtype}", "integers")
     return found
-
-
-def check_out(argument: str, path: Path) -> None:
-    """InvalidArgument for a place that cannot be written to, before any work is done for it."""
-    if not path.parent.is_dir():
-        raise InvalidArgument(argument, str(path), "a file in a folder that exists")
-    if path.is_dir():
-        raise InvalidArgument(argument, str(path), "a file; this is a folder")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InvalidArgument(argument, str(path), "a file that may be written")
 
 
 def _check_pages(
@@ -99,6 +76,12 @@ def _on_a_device(
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # Everything is refused before anything is done.
+    outputs = {"--out": arguments.out, "--values-out": arguments.values}
+    inputs = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in FILES[1:4]}
+    check_outputs(
+        {name: path for name, path in outputs.items() if path is not None}, {"logits": arguments.logits, **inputs}
+    )
     logits = load("logits", arguments.logits)
     if logits.ndim != 2:
         raise InvalidArgument("logits", f"{logits.dtype} of shape {logits.shape}", "two dimensions: (rows, width)")
@@ -107,15 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     lengths = _load_integers("--lengths", arguments.lengths)
     row_starts = _load_integers("--row-starts", arguments.row_starts)
     page_table = _load_integers("--page-table", arguments.page_table)
-    # Everything is refused before anything is done.
     row_lengths(rows, width, lengths)
     row_starts_of(rows, width, row_starts)
     _check_pages(logits.shape, page_table, arguments.page_size, options.index_dtype)
-    check_out("--out", arguments.out)
-    if arguments.values is not None:
-        check_out("--values-out", arguments.values)
-        if arguments.values.resolve() == arguments.out.resolve():
-            raise InvalidArgument("--values-out", str(arguments.values), "another file than --out")
     arrays: dict[str, Any] = {"logits": logits, "lengths": lengths, "row_starts": row_starts, "page_table": page_table}
     asked: dict[str, Any] = {name: getattr(options, name) for name in ("index_dtype", "order", "tie_break", "nan")}
     asked |= {"dtype": options.dtype, "values": options.values, "page_size": arguments.page_size or 1}
@@ -132,9 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = (
         {arguments.out: found.indices, arguments.values: found.values} if options.values else {arguments.out: found}
     )
-    for path, array in results.items():
-        with path.open("wb") as file:
-            np.save(file, array)
+    save(results)
     if arguments.json:
         print_json(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import subprocess
@@ -11,14 +12,16 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drvtopk import cache as caching
+from drvtopk.__main__ import main
 from drvtopk.cache import Cache, default_folder
-from drvtopk.errors import CacheWarning
+from drvtopk.errors import CacheWarning, InvalidArgument
 
 NAME = caching.key([b"a name"])
 PAYLOAD = bytes(range(256)) * 40
@@ -299,3 +302,164 @@ def test_a_folder_that_can_be_written_does_not_warn(tmp_path: Path) -> None:
         assert cache.writable()
         cache.put(NAME, PAYLOAD)
     assert files(tmp_path / "new") == [NAME]
+
+
+# -- who can have written it -------------------------------------------------------------------------------------------
+
+
+def foreign(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the file belong to another user than this process's."""
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    Cache(folder).put(NAME, PAYLOAD)
+    return folder
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775, 0o770, 0o757, 0o702])
+def test_a_folder_that_others_can_write_to_is_not_trusted(filled: Path, mode: int) -> None:
+    filled.chmod(mode)
+    cache = Cache(filled)
+    with pytest.warns(CacheWarning, match=f"others can write to {filled} .mode {mode:o}.: chmod go-w") as seen:
+        assert cache.get(NAME) is None
+        assert cache.get(NAME) is None
+        cache.put(NAME, b"new")
+    assert len(seen) == 1 and Path(seen[0].filename).name == Path(__file__).name
+    assert cache.get(NAME) == b"new" and not cache.writable()
+    with cache.alone(NAME, never_wait), cache.alone(NAME, never_wait):
+        pass  # another user could keep the lock
+    assert files(filled) == [NAME]
+    filled.chmod(0o700)
+    assert Cache(filled).get(NAME) == PAYLOAD, "nothing was written there"
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602])
+def test_an_entry_that_others_can_write_to_is_not_trusted(filled: Path, mode: int) -> None:
+    (filled / NAME).chmod(mode)
+    with pytest.warns(CacheWarning, match="others can write to"):
+        assert Cache(filled).get(NAME) is None
+    Cache(filled).put(NAME, PAYLOAD)
+    assert Cache(filled).get(NAME) == PAYLOAD
+
+
+@pytest.mark.parametrize("what", ["folder", "entry"])
+def test_what_belongs_to_another_user_is_not_trusted(filled: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign(filled if what == "folder" else filled / NAME, monkeypatch)
+    with pytest.warns(CacheWarning, match="belongs to another user"):
+        assert Cache(filled).get(NAME) is None
+
+
+def test_what_is_opened_counts_and_not_what_has_the_name(filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "planted").write_bytes((filled / NAME).read_bytes())
+    (tmp_path / "planted").chmod(0o666)
+    (filled / NAME).unlink()
+    (filled / NAME).symlink_to(tmp_path / "planted")
+    with pytest.warns(CacheWarning, match="others can write"):
+        assert Cache(filled).get(NAME) is None
+
+
+def test_our_own_folder_in_one_of_everybody_is_trusted(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    before = os.umask(0)
+    try:
+        Cache(tmp_path / "ours").put(NAME, PAYLOAD)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to("ours")
+    for folder in ("ours", "link"):
+        assert Cache(tmp_path / folder).get(NAME) == PAYLOAD
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root's")
+def test_roots_folder_is_fine_to_read(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled.chmod(0o755)
+    (filled / NAME).chmod(0o644)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert Cache(filled).get(NAME) == PAYLOAD
+
+
+def test_a_home_in_the_name_of_the_folder_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named, folder in (("~", tmp_path), ("~/a/~", tmp_path / "a" / "~"), ("/~", Path("/~"))):
+        monkeypatch.setenv("DRVTOPK_CACHE", named)
+        assert default_folder() == folder
+    monkeypatch.setenv("DRVTOPK_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(InvalidArgument, match="DRVTOPK_CACHE: got '~nobody-of-this-name/cache', allowed is a folder"):
+        default_folder()
+
+
+# -- what is left over -------------------------------------------------------------------------------------------------
+
+
+def test_files_of_killed_writers_are_swept_when_something_is_written(filled: Path) -> None:
+    hour = 3600
+    for name, age in ((".new-old", 2 * hour), (".new-young", hour / 2), ("other", 99 * hour), (".lock-old", 99 * hour)):
+        (filled / name).write_bytes(b"")
+        os.utime(filled / name, (time.time() - age,) * 2)
+    (filled / ".new-folder").mkdir()
+    os.utime(filled / ".new-folder", (0, 0))
+    assert Cache(filled).get(NAME) == PAYLOAD and ".new-old" in files(filled)
+    Cache(filled).put(NAME, PAYLOAD)
+    assert set(files(filled)) == {".new-young", ".new-folder", "other", ".lock-old", NAME}
+
+
+def test_the_command_lists_and_clears(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRVTOPK_CACHE", str(filled))
+    torn, other = "0" * 64, "1" * 64
+    Cache(filled).put(torn, PAYLOAD)
+    (filled / torn).write_bytes((filled / torn).read_bytes()[:-1])
+    kept = {other: b"of another program", "notes": b"drvtopk2", "x" * 64: b"drvtopk2"}
+    for name, data in kept.items():
+        (filled / name).write_bytes(data)
+    os.mkfifo(filled / ("2" * 64))
+    (filled / f".lock-{other}").write_bytes(b"")
+
+    def document(what: str) -> dict[str, Any]:
+        assert main(["cache", what, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["folder"] == str(filled)
+        return dict(found)
+
+    listed = {entry["name"]: entry for entry in document("--list")["entries"]}
+    assert {name for name, entry in listed.items() if entry["usable"]} == {NAME}
+    assert listed[NAME]["bytes"] == (filled / NAME).stat().st_size
+    assert abs(listed[NAME]["modified"] - time.time()) < 100
+    assert main(["cache", "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert NAME in shown and f"{len(listed)} entries" in shown
+    with Cache(filled).alone(NAME, never_wait):
+        assert document("--clear")["removed"] == 2
+        assert f".lock-{NAME}" in files(filled), "somebody has it"
+    assert set(files(filled)) == {*kept, "2" * 64}
+    assert main(["cache", "--clear"]) == 0
+    assert "0 entries removed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["nothing", "a file"])
+def test_a_cache_that_is_not_there_is_empty(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    monkeypatch.setenv("DRVTOPK_CACHE", str(tmp_path / folder))
+    assert main(["cache", "--list", "--json"]) == main(["cache", "--clear"]) == 0
+    assert main(["cache"]) == main(["cache", "--list", "--clear"]) == 2
+    assert not (tmp_path / "nothing").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_doctor_says_why_a_cache_is_not_used(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled.chmod(0o777)
+    monkeypatch.setenv("DRVTOPK_CACHE", str(filled))
+    main(["doctor"])
+    assert f"(kernels stay in memory only: others can write to {filled} (mode 777)" in capsys.readouterr().out

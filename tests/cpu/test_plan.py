@@ -738,7 +738,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_measured_file_is_read_as_tune_writes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measured, "__file__", str(tmp_path / "measured.py"))
+    monkeypatch.setattr(measured, "shipped", lambda name: tmp_path / name)
     read = READ.__wrapped__
     assert read() == {}, "there need not be one"
     devices = [

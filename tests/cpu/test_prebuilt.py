@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import drvtopk
-from drvtopk import compiler, engine, prebuilt, source
+from drvtopk import compiler, engine, prebuilt, records, source
 from drvtopk.__main__ import _parser, main
 from drvtopk.cache import Cache
 from drvtopk.cli.options import options_of
@@ -74,6 +74,8 @@ def make(fake: FakeDriver | None = None, **more: Any) -> Engine:
 def altered(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     found = json.loads((folder / "manifest.json").read_text())
     change(found)
+    for record in found.get("kernels", ()):
+        record["digest"] = records.digest(record)
     (folder / "manifest.json").write_text(json.dumps(found))
 
 
