@@ -306,7 +306,7 @@ LAUNCHES = {"cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel"}
 def name_of(given: Any) -> str:
     """The same in every process: no address of an object."""
     if not isinstance(given, dict):
-        return given
+        return str(given)
     return ",".join(f"{name}={repr(value).partition(' object at ')[0][:30]}" for name, value in given.items())
 
 
