@@ -338,7 +338,7 @@ WRONG: dict[str, list[Any]] = {
     "address": [-1, 2**64, 2**70, 8.0, np.float64(8), "8", b"8", None, True, np.True_, (8,), [8], np.array([8, 9]),
                 decimal.Decimal(8), float("nan"), object(), SimpleNamespace(handle=None), SimpleNamespace(handle="8"),
                 SimpleNamespace(handle=8.0), SimpleNamespace(handle=-8), SimpleNamespace(handle=True), 2**64 - 4],
-    "shape": [3, None, "48", b"48", (4.0, 8), (4, -8), (True, 8), ("4", 8), (2**63, 8), (2**62, 2**62), {"a": 1}, 3.0,
+    "shape": [3, None, "48", b"48", (4.0, 8), (4, -8), (True, 8), ("4", 8), (2**63, 8), (2**62, 2**62), {4: 8}, {4, 8}, 3.0,
               (None, 8), object(), np.float32(3), ((4, 8),)],
     "dtype": ["float64", "f4", "<f4", "", None, 5, [], np.float32, np.dtype(np.float32), b"int32", "Float32"],
     "strides": [8, "81", (8,), (8, 1, 1), (8.0, 1), (-8, 1), (8, -1), (2**63, 1), (2**62, 1), (2**70, 1), (True, 1),
