@@ -165,7 +165,7 @@ def _spoken_by(kind: type) -> str:
 
 
 def is_device_array(value: object) -> bool:
-    """Whether it says that it is one; `view` finds out whether that is so."""
+    """Whether it offers a protocol; `view` checks what the protocol says."""
     try:
         return spoken_by(value) != "interface" or hasattr(value, "__cuda_array_interface__")
     except Exception:  # an interface that fails is one
@@ -250,7 +250,7 @@ _FRAMEWORKS = {"torch": _torch_view, "cupy": _cupy_view}
 
 
 def _framework_view(argument: str, value: object, framework: str) -> DeviceView:
-    """By the framework's own methods, which fail for what only looks like an array: fake and vmapped tensors, ..."""
+    """An array by its framework's own methods. They fail for fake and vmapped tensors, which have no memory."""
     try:
         return _FRAMEWORKS[framework](argument, value)
     except InvalidArgument:
@@ -279,7 +279,7 @@ def _dlpack_view(argument: str, value: Any, stream: int) -> DeviceView:
 
 
 def _within(argument: str, found: DeviceView) -> DeviceView:
-    """The view of a stranger, unless its sizes or its memory cannot be."""
+    """`found`, if its sizes, strides and memory are possible. Raises InvalidArgument."""
     for n, stride in zip(found.shape, found.strides, strict=True):
         if n < 0 or (n > 1 and stride < 0):
             what = f"shape {found.shape} with strides {found.strides} (elements)"
@@ -362,6 +362,8 @@ def _name_of(typestr: str) -> str:
         return f"big-endian {typestr}"
     if typestr[1:] == "V2":
         return "bfloat16"
+    if typestr[1] == "b":
+        return "bool"
     return f"{_KINDS.get(typestr[1], typestr[1])}{int(typestr[2:]) * 8}"
 
 

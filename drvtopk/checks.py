@@ -32,9 +32,9 @@ def as_int(value: Any) -> int | None:
     """A plain int of anything with `__index__`; None of anything else, and of bools."""
     if type(value) is int:
         return value
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):  # also a bool tensor's
-        return None
     try:
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):  # also a bool tensor's
+            return None
         return int(operator.index(value))
     except Exception:  # a tensor's own error, too
         return None
@@ -86,6 +86,6 @@ def instance(name: str, value: object, kind: type[T]) -> T:
 
 
 def store(target: object, **checked: object) -> None:
-    """Fields of a frozen dataclass, as their checks returned them."""
+    """Sets fields of a frozen dataclass to what their checks returned."""
     for name, value in checked.items():
         object.__setattr__(target, name, value)
