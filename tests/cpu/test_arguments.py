@@ -517,7 +517,8 @@ ANYTHING: list[Any] = [
     None, True, -1, 2**70, 10**5000, 1.5, float("inf"), 1j, "", "x", "int32", b"xx", bytearray(b"xx"), [], (1, 2), {},
     {1: 2}, {1, 2}, range(3), object(), object, len, Raising(), Broken(), SimpleNamespace(), iter([1]), Ellipsis,
     memoryview(b"abcd"), np.int64(3), np.float32(3), np.str_("x"), np.datetime64(0, "s"), np.array(3), np.array([1, 2]),
-    np.array("x"),    np.array([None]), np.zeros((2, 2)), np.ma.masked, np.zeros(3, [("a", "i4")]), np.dtype("f4"), np.float32,
+    np.array("x"), np.array([None]), np.zeros((2, 2)), np.ma.masked, np.zeros(3, [("a", "i4")]), np.dtype("f4"),
+    np.float32,
 ]  # fmt: skip
 
 
