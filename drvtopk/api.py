@@ -65,7 +65,10 @@ def primary_context(device: Any = 0) -> Iterator[None]:
     host. Raises DriverUnavailable without a driver or a device, InvalidArgument for a device that is not there.
     """
     driver = drv.load()
-    ordinal = as_int(getattr(device, "device_id", device))
+    ordinal = as_int(device)
+    if ordinal is None:
+        with contextlib.suppress(Exception):  # of an object that has no such thing
+            ordinal = as_int(device.device_id)
     count = driver.device_count()
     if ordinal is None or not 0 <= ordinal < count:
         raise InvalidArgument("device", shown(device), f"an ordinal in 0..{count - 1}, or a cuda.core.Device")
@@ -297,7 +300,7 @@ def topk(
         logits: float32, float16 or bfloat16 (rows, width): a numpy array (copied in and out), or a device array: a
             torch tensor, anything that speaks DLPack or `__cuda_array_interface__`, or `from_address(...)`; elements of
             a row adjacent, any row stride and alignment. It lies on the device of the current context.
-        k: 1..4096.
+        k: 1..4096; an integer here and below is whatever has `__index__`, but for bools.
         lengths: int32, one a row in any shape ((rows,), (rows, 1), (batch, next_n)), where the logits are; clamped to
             [0, width]. None: all there is. Nobody may write lengths or row_starts while a launch reads them: blocks
             that share a row would disagree about it, and the launch may fail or never end. (Other logits meanwhile
@@ -316,8 +319,8 @@ def topk(
         nan: "lowest": below -inf; "highest": above +inf; whatever the sign.
         page_table: int32 (rows or a divisor of it, pages): the output is page_table[r][i // page_size] * page_size
             + i % page_size of each index i, with table row r = row // (rows / tables); -1 stays -1, and a page below 0
-            gives -1. `page_size` columns a page, and enough pages for the width. Where the product passes 2^31 - 1, ask
-            for int64.
+            gives -1. `page_size` columns a page (1 without a table), and enough pages for the width. Where the product
+            passes 2^31 - 1, ask for int64.
         dtype: "bfloat16" where the array says only that it holds 2-byte words (uint16).
         workspace: device array of at least the plan's `workspace_bytes`; lent from the device's pool if None.
         stream: handle, object with `__cuda_stream__`, stream of torch, CuPy or numba. None: the stream that is current

@@ -29,6 +29,7 @@ TYPESTRS = {
 _BYTES = {**DTYPES, **INDEX_DTYPES, "uint8": 1, "int8": 1, "uint16": 2}
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "b": "bool", "V": "void"}
 _TYPESTR = re.compile(r"[<>|][fiucbV][1-9]\d{0,8}")
+_TYPESTRS = "one like '<f4'"
 _WORD = 2**64  # addresses are below
 _SIZE = 2**63 - 1  # sizes and strides in every protocol are of 64 bits, signed
 UNORDERED = -1  # DLPack's word for: let no stream wait
@@ -164,7 +165,7 @@ def _spoken_by(kind: type) -> str:
 
 
 def is_device_array(value: object) -> bool:
-    """Whether it says that it is one; `view` finds out whether that is so."""
+    """Whether it offers a protocol; `view` checks what the protocol says."""
     try:
         return spoken_by(value) != "interface" or hasattr(value, "__cuda_array_interface__")
     except Exception:  # an interface that fails is one
@@ -249,7 +250,7 @@ _FRAMEWORKS = {"torch": _torch_view, "cupy": _cupy_view}
 
 
 def _framework_view(argument: str, value: object, framework: str) -> DeviceView:
-    """By the framework's own methods, which fail for what only looks like an array: fake and vmapped tensors, ..."""
+    """An array by its framework's own methods. They fail for fake and vmapped tensors, which have no memory."""
     try:
         return _FRAMEWORKS[framework](argument, value)
     except InvalidArgument:
@@ -278,11 +279,11 @@ def _dlpack_view(argument: str, value: Any, stream: int) -> DeviceView:
 
 
 def _within(argument: str, found: DeviceView) -> DeviceView:
-    """The view of a stranger, unless its sizes or its memory cannot be."""
-    if any(n < 0 for n in found.shape):
-        raise InvalidArgument(argument, f"shape {found.shape}", "no negative sizes")
-    if any(stride < 0 and n > 1 for stride, n in zip(found.strides, found.shape, strict=True)):
-        raise InvalidArgument(argument, f"strides {found.strides} (elements)", "no negative strides")
+    """`found`, if its sizes, strides and memory are possible. Raises InvalidArgument."""
+    for n, stride in zip(found.shape, found.strides, strict=True):
+        if n < 0 or (n > 1 and stride < 0):
+            what = f"shape {found.shape} with strides {found.strides} (elements)"
+            raise InvalidArgument(argument, what, "neither sizes nor strides below 0")
     first, past = found.span
     if not 0 <= first <= past <= _WORD:
         raise InvalidArgument(argument, f"memory from {first:#x} to {past:#x}", "memory in 0..2^64")
@@ -313,9 +314,9 @@ def _read_interface(interface: Mapping[str, Any], owner: object) -> DeviceView:
     integer("version", interface.get("version"), 0, 3)
     shape = integers("shape", interface.get("shape"), 0, _SIZE)
     typestr = interface.get("typestr")
-    if not isinstance(typestr, str) or not _TYPESTR.fullmatch(typestr):
-        raise InvalidArgument("typestr", shown(typestr), "one like '<f4'")
-    item = int(typestr[2:])
+    if not isinstance(typestr, str):
+        raise InvalidArgument("typestr", shown(typestr), _TYPESTRS)
+    item, dtype = _typed(typestr)
     data = interface.get("data")
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise InvalidArgument("data", shown(data), "an address, and whether it is read-only")
@@ -340,11 +341,19 @@ def _read_interface(interface: Mapping[str, Any], owner: object) -> DeviceView:
         shape=shape,
         strides=steps,
         item_bytes=item,
-        dtype=_name_of(typestr),
+        dtype=dtype,
         stream=stream,
         read_only=read_only,
         owner=owner,
     )
+
+
+@functools.lru_cache(64)
+def _typed(typestr: str) -> tuple[int, str]:
+    """Bytes of an element, and its type's name. Raises InvalidArgument."""
+    if not _TYPESTR.fullmatch(typestr):
+        raise InvalidArgument("typestr", shown(typestr), _TYPESTRS)
+    return int(typestr[2:]), _name_of(typestr)
 
 
 def _name_of(typestr: str) -> str:
@@ -353,6 +362,8 @@ def _name_of(typestr: str) -> str:
         return f"big-endian {typestr}"
     if typestr[1:] == "V2":
         return "bfloat16"
+    if typestr[1] == "b":
+        return "bool"
     return f"{_KINDS.get(typestr[1], typestr[1])}{int(typestr[2:]) * 8}"
 
 

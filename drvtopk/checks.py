@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Set
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,9 +32,9 @@ def as_int(value: Any) -> int | None:
     """A plain int of anything with `__index__`; None of anything else, and of bools."""
     if type(value) is int:
         return value
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):  # also a bool tensor's
-        return None
     try:
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):  # also a bool tensor's
+            return None
         return int(operator.index(value))
     except Exception:  # a tensor's own error, too
         return None
@@ -50,14 +50,18 @@ def integer(name: str, value: object, low: int, high: int) -> int:
 
 def integers(name: str, value: Any, low: int, high: int) -> tuple[int, ...]:
     """A sequence of integers in low..high."""
+    numbers: list[int] = []
     try:
-        given = None if isinstance(value, (str, bytes)) else tuple(value)
-    except Exception:
-        given = None
-    numbers = None if given is None else [as_int(n) for n in given]
-    if numbers is None or not all(n is not None and low <= n <= high for n in numbers):
-        raise InvalidArgument(name, shown(value), f"a tuple of integers in {low}..{high}")
-    return tuple(n for n in numbers if n is not None)
+        if isinstance(value, (bytes, Mapping, Set)):  # which have integers in them, and are no sequences of sizes
+            raise TypeError
+        for one in value:
+            number = as_int(one)
+            if number is None or not low <= number <= high:
+                raise ValueError
+            numbers.append(number)
+    except Exception as error:
+        raise InvalidArgument(name, shown(value), f"a tuple of integers in {low}..{high}") from error
+    return tuple(numbers)
 
 
 def flag(name: str, value: object) -> bool:
@@ -82,6 +86,6 @@ def instance(name: str, value: object, kind: type[T]) -> T:
 
 
 def store(target: object, **checked: object) -> None:
-    """Fields of a frozen dataclass, as their checks returned them."""
+    """Sets fields of a frozen dataclass to what their checks returned."""
     for name, value in checked.items():
         object.__setattr__(target, name, value)

@@ -214,7 +214,7 @@ def topk_reference(
     """Indices of the k largest of each row, (rows, k); -1 past min(length, k). With `values`: Selected.
 
     `logits` is float32, float16 or bfloat16 (rows, width), `lengths` and `row_starts` integers with one value a row;
-    the other arguments are those of `topk`. Raises InvalidArgument.
+    all are numpy arrays, neither masked nor matrices. The other arguments are those of `topk`. Raises InvalidArgument.
     """
     k = check_k(k)
     page_size = check_page_size(page_size, paged=page_table is not None)

@@ -6,6 +6,7 @@ import dataclasses
 import decimal
 import enum
 import functools
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,8 @@ import pytest
 import drvtopk
 from drvtopk import driver as drv
 from drvtopk.__main__ import main
-from drvtopk.arrays import from_address, stream_handle
-from drvtopk.errors import InvalidArgument
+from drvtopk.arrays import from_address, stream_handle, view
+from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.plan import Problem, plan
 from drvtopk.reference import faults
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
@@ -496,3 +497,57 @@ def test_an_output_that_overlaps_is_refused_in_numpy_too(api: EmulatedDriver, x:
     out, values = both[0], both[1].view(np.float32)
     found = drvtopk.topk(x, K, out=out, values=values)
     assert found.indices is out and found.values is values
+
+
+# Anything at all
+
+
+class Raising:
+    """Everything that may be asked of it raises."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("an error of its own")
+
+    def _raise(self, *_: Any) -> Any:
+        raise RuntimeError("an error of its own")
+
+    __eq__ = __bool__ = __len__ = __iter__ = __repr__ = __int__ = _raise
+
+
+ANYTHING: list[Any] = [
+    None, True, -1, 2**70, 10**5000, 1.5, float("inf"), 1j, "", "x", "int32", b"xx", bytearray(b"xx"), [], (1, 2), {},
+    {1: 2}, {1, 2}, range(3), object(), object, len, Raising(), Broken(), SimpleNamespace(), iter([1]), Ellipsis,
+    memoryview(b"abcd"), np.int64(3), np.float32(3), np.str_("x"), np.datetime64(0, "s"), np.array(3), np.array([1, 2]),
+    np.array("x"), np.array([None]), np.zeros((2, 2)), np.ma.masked, np.zeros(3, [("a", "i4")]), np.dtype("f4"),
+    np.float32,
+]  # fmt: skip
+
+
+def in_context(device: Any) -> None:
+    with drvtopk.primary_context(device):
+        pass
+
+
+@pytest.mark.parametrize("place", range(len(ANYTHING)))
+def test_whatever_is_given_is_taken_or_refused(api: EmulatedDriver, x: Any, place: int) -> None:
+    anything = ANYTHING[place]
+    driver = drv.load()
+    calls: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (drvtopk.topk, {"logits": x, "k": K}),
+        (drvtopk.topk, {"logits": Interface(driver, x), "k": K}),
+        (drvtopk.topk_reference, {"logits": x, "k": K}),
+        (drvtopk.prepare, {"rows": ROWS, "width": WIDTH, "k": K}),
+        (from_address, {"address": 64, "shape": (4, 8), "dtype": "int32"}),
+        (view, {"argument": "x", "value": None, "dtype": None}),
+        (in_context, {"device": 0}),
+    ]
+    for call, good in calls:
+        for name in inspect.signature(call).parameters:
+            if call is view and name != "value":
+                continue
+            try:
+                call(**{**good, name: anything})
+            except (InvalidArgument, PlanError) as error:
+                assert str(error)
