@@ -225,6 +225,14 @@ def test_a_writer_that_is_killed_leaves_what_was_there() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", KILLED, *argv], env=env, capture_output=True)
     assert done.returncode == -9 and Path("o.npy").read_bytes() == b"earlier"
+    (left,) = Path().glob(f"{files.TEMPORARY}*")
+    for name in (".new-thing", f"{left.name}.txt", left.name[:-1]):
+        Path(name).write_bytes(b"somebody's")
+        os.utime(name, (0, 0))
+    assert main(argv) == 0 and left.exists(), "it may yet be written"
+    os.utime(left, (0, 0))
+    assert main(argv) == 0 and not left.exists()
+    assert len(list(Path().glob(".new-*"))) == 3 and np.load("o.npy").shape == (3, 4)
 
 
 def test_a_link_and_a_mode_stay_what_they_are() -> None:
