@@ -91,8 +91,8 @@ def test_a_reader_that_goes_away_is_no_complaint(argv: list[str]) -> None:
 
 @pytest.mark.exhaustive("streams")
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1", "cp1252"])
-@pytest.mark.parametrize("name", ["größe", "日本語", "a\udcffb"], ids=ascii)
-def test_a_name_that_the_terminal_cannot_spell_is_written_all_the_same(encoding: str, name: str) -> None:
+def test_a_name_that_the_terminal_cannot_spell_is_written_all_the_same(encoding: str) -> None:
+    name = "größe 日本語 \udcff"
     Path(name).mkdir()
     for extra in ([], ["--json"]):
         done = shell("", "topk", "x.npy", "--k", "4", "--out", f"{name}/o.npy", *extra, PYTHONIOENCODING=encoding)
