@@ -105,7 +105,7 @@ class Cache:
         self._warned = False
 
     def get(self, name: str) -> bytes | None:
-        """The bytes under a key, or None if they were never put, or not whole."""
+        """The bytes under a key, or None if they were never put, are not whole, or may be somebody else's."""
         with self._lock:
             found = self._memory.get(name)
         if found is not None or self.folder is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -254,3 +255,16 @@ def test_an_output_is_not_the_file_that_stdout_goes_to() -> None:
     with Path("o.npy").open("w") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 2 and "another file than the one that stdout writes to" in done.stderr
+
+
+def test_two_cubins_are_two_files_whatever_links_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "kernel_sources", lambda: tiny.SOURCES)
+    first, second = (Path("out") / f"filtered_k4_v1{alone}_sm_80.cubin" for alone in ("", "_alone"))
+    argv = ["--arch", "sm_80", "--k", "4", "--vec-size", "1", "--route", "filtered", "--out", "out"]
+    for command, link in (("compile", os.symlink), ("export", os.symlink), ("compile", os.link)):
+        shutil.rmtree("out", ignore_errors=True)
+        Path("out").mkdir()
+        first.write_bytes(b"earlier")
+        link(first.absolute(), second)
+        assert main([command, *argv]) == 0
+        assert not files.is_same(first, second) and first.read_bytes() != second.read_bytes()
