@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, TextIO
@@ -57,7 +58,7 @@ def _occupy_standard_handles() -> None:
 def _spelling() -> Iterator[None]:
     """What stdout's encoding lacks is written with backslashes; other streams than files are left as they are."""
     stream, reconfigure = sys.stdout, getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is None or stream.closed:
+    if reconfigure is None or getattr(stream, "closed", False):
         yield
         return
     before = stream.errors
@@ -72,7 +73,7 @@ def _spelling() -> Iterator[None]:
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends this process at once, also while a library is at work that Python cannot interrupt."""
-    ended = threading.Event()
+    done = False
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -81,23 +82,27 @@ def _interruptible() -> Iterator[None]:
         with os.fdopen(reader, "rb", buffering=0) as signals:
             while (got := signals.read(1)) and got[0] != signal.SIGINT:
                 pass
-        if got and not ended.wait(_GRACE_SECONDS):
-            with contextlib.suppress(OSError):
-                os.write(2, _error("interrupted").encode() + b"\n")
-            os._exit(INTERRUPTED)
+            until = time.monotonic() + _GRACE_SECONDS
+            while got and not done:
+                if time.monotonic() < until:
+                    time.sleep(0.01)
+                    continue
+                with contextlib.suppress(OSError):
+                    os.write(2, _error("interrupted").encode() + b"\n")
+                os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
+        done = True
         signal.set_wakeup_fd(before)
         os.close(writer)
 
 
 def _flushed(stream: TextIO | None) -> None:
     """Raises OSError for a stream that is closed or takes no more, and empties it: it would be tried again at exit."""
-    if stream is None or stream.closed:
+    if stream is None or getattr(stream, "closed", False):
         raise OSError("stdout is closed: what was to be printed is lost")
     try:
         stream.flush()
@@ -117,8 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv` it is the process's own command, which Ctrl-C ends at once. Each error is a line on stderr, but that
     nobody reads stdout any more (`| head`).
     """
-    _occupy_standard_handles()
     own = argv is None and threading.current_thread() is threading.main_thread()
+    if own:
+        _occupy_standard_handles()
     code, message = 0, ""
     try:
         with warnings.catch_warnings(), _spelling(), _interruptible() if own else contextlib.nullcontext():
@@ -139,11 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = FAILED, f"out of memory: {error}" if str(error) else "out of memory"
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted"
+        if own:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient press it twice
     if message:
         note(_error(message))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             _flushed(stream)
+    if own and code == INTERRUPTED:
+        os._exit(code)  # Python would wait for threads in which a compiler is at work
     return code
 
 

@@ -26,6 +26,7 @@ _LOCK_SECONDS = 300  # the longest wait for another process, which may have been
 _MOST_BYTES = 1 << 28  # of an entry
 _ENTRY = re.compile("[0-9a-f]{64}")
 _LOCK = ".lock-"
+_UNFINISHED = re.compile(re.escape(files.TEMPORARY) + ".*")  # of any version: the folder is this package's own
 _FRAME_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
@@ -104,7 +105,7 @@ class Cache:
         self._warned = False
 
     def get(self, name: str) -> bytes | None:
-        """The bytes under a key, or None if they were never put, or not whole."""
+        """The bytes under a key, or None if they were never put, are not whole, or may be somebody else's."""
         with self._lock:
             found = self._memory.get(name)
         if found is not None or self.folder is None:
@@ -131,7 +132,7 @@ class Cache:
             return
         try:
             with self._trusted(make=True):
-                files.sweep(self.folder)
+                files.sweep(self.folder, _UNFINISHED)
                 files.write_whole(self.folder / name, _frame(name, payload) + payload)
         except Untrusted as error:
             self._warn(f"compiled kernels are kept in memory only: {error}")
@@ -222,6 +223,18 @@ class Cache:
         except OSError as error:
             return str(error)
 
+    def distrust(self) -> str | None:
+        """Who else can have written the folder, and how; None if nobody."""
+        if self.folder is not None:
+            try:
+                with self._trusted():
+                    pass
+            except Untrusted as error:
+                return str(error)
+            except OSError:  # it is not there
+                pass
+        return None
+
     def writable(self) -> bool:
         """Whether an entry could be written now. Creates the folder if it may."""
         return self.fault() is None
@@ -263,7 +276,7 @@ class Cache:
                     self._lock_file(name.removeprefix(_LOCK)).unlink()
                 os.close(handle)
         if self.folder is not None:
-            files.sweep(self.folder)
+            files.sweep(self.folder, _UNFINISHED)
         return count, size
 
     def _names(self, pattern: re.Pattern[str]) -> list[str]:

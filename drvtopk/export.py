@@ -18,7 +18,7 @@ from drvtopk.c_header import kernels_header, rules_header
 from drvtopk.cache import Cache
 from drvtopk.compiler import Compiled, check_arch, compile_variants, definitions, nvrtc_version
 from drvtopk.errors import InvalidArgument
-from drvtopk.files import folder_fault, output_fault, sweep, write_whole
+from drvtopk.files import folder_fault, output_fault, write_whole
 from drvtopk.manifest import ExportedKernel, Key, Manifest, Unreadable
 from drvtopk.records import DIGEST, digest
 from drvtopk.source import sources_digest
@@ -96,8 +96,6 @@ def export_kernels(
     added = {key: _exported(key, one) for key, one in compiled.items()}
     with _alone(folder):
         before = _before(folder, keys)  # another export may have come in between
-        if before is not None:  # else it may be anybody's folder
-            sweep(folder)
         kernels = {**(before.kernels if before is not None else {}), **added}
         for key, one in compiled.items():
             write_whole(folder / added[key].file, one.cubin, mode=READABLE)

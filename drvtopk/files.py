@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import time
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 TEMPORARY = ".new-"
 """What the name of an unfinished file begins with."""
+_UNFINISHED = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")  # so exact that it is nobody else's file
 STALE_SECONDS = 3600
 """An unfinished file of this age has lost its writer."""
 
@@ -34,10 +36,12 @@ def write_together(contents: Mapping[Path, Content], *, mode: int | None = None)
     """Several files, which get their names only when all are on disk; what had a name before stays until then.
 
     No link is followed: what has the name is replaced. Without `mode` a file has that of the file which it replaces,
-    else what the umask leaves. Raises OSError, which names the file.
+    else what the umask leaves. What killed writers left beside it is removed. Raises OSError, which names the file.
     """
     staged: list[tuple[Path, Path]] = []
     path = Path()
+    for folder in {path.parent for path in contents}:
+        sweep(folder)
     try:
         for path, content in contents.items():
             temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
@@ -86,11 +90,11 @@ def followed(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def sweep(folder: Path) -> None:
-    """Removes what killed writers left in a folder of this package's own."""
+def sweep(folder: Path, names: re.Pattern[str] = _UNFINISHED) -> None:
+    """Removes files that a killed writer left, by their names and their age."""
     with contextlib.suppress(OSError), os.scandir(folder) as listed:
         for entry in listed:
-            if entry.name.startswith(TEMPORARY):
+            if names.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     found = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(found.st_mode) and found.st_mtime < time.time() - STALE_SECONDS:

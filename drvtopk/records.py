@@ -23,7 +23,7 @@ _LIMITS: Mapping[str, tuple[int, int]] = {
     "spill_bytes": (0, 2**31 - 1),
     "stack_bytes": (0, 2**31 - 1),
     "static_smem_bytes": (0, 227 * 1024),
-    "cubin_bytes": (1, 2**31 - 1),
+    "cubin_bytes": (1, 1 << 28),
 }
 """Of what the compiler says of a kernel: what CUDA allows, where it names a limit."""
 

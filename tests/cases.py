@@ -174,13 +174,16 @@ def every_pair() -> list[Options]:
     return found
 
 
-def layouts(width: int, vec: int, widest: int) -> list[tuple[int, int]]:
-    """(offset, stride) in elements for which exactly `vec` is the widest load: each way that a row may come to lie."""
+def layouts(rows: int, width: int, vec: int, widest: int) -> list[tuple[int, int]]:
+    """(offset, stride) in elements for which exactly `vec` is the widest load: each way that a row may come to lie.
+
+    The stride of a single row decides nothing.
+    """
     if vec == widest:
         return [(offset, align(width, 8) + extra) for offset in range(0, 8, vec) for extra in (0, vec, 8)]
     odd, any_of = range(vec, 8, 2 * vec), range(0, 8, vec)
     by_offset = [(offset, align(width, 8) + extra) for offset in odd for extra in any_of]
-    return by_offset + [(offset, align(width, 8) + extra) for offset in any_of for extra in odd]
+    return by_offset + [(offset, align(width, 8) + extra) for offset in any_of for extra in odd if rows > 1]
 
 
 def draw_options(random: np.random.Generator) -> Options:
@@ -286,7 +289,7 @@ def draw(seed: int, number: int, kinds: int, *, small: bool = False, inputs: Seq
     if kind.route == "persistent" and random.random() < 0.4:
         chunk = max(width // 60, 64) + int(random.integers(min(width, 40_000) + 1))
         chunk = chunk if random.random() < 0.2 else align(chunk, 8)  # an odd one is read by narrower loads
-    ways = layouts(width, kind.vec, options.vec_sizes[-1])
+    ways = layouts(rows, width, kind.vec, options.vec_sizes[-1])
     offset, stride = ways[int(random.integers(len(ways)))]
     return Case(
         kind=kind,

@@ -23,7 +23,7 @@ SAMPLE: Mapping[str, int] = {
     "compiles": 10,
     "plans": 4,
     "device faults": 4,
-    "streams": 8,
+    "streams": 3,
 }
 """How many cases of each set an ordinary run takes. The names are those of the `exhaustive` marks."""
 

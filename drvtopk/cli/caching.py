@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(f"{folder or 'no folder'}: {count} entries removed, {size} bytes")
         return 0
-    entries = cache.entries()
+    entries, fault = cache.entries(), cache.distrust()
     if arguments.json:
-        print_json({"folder": folder, "entries": [dataclasses.asdict(entry) for entry in entries]})
+        print_json({"folder": folder, "fault": fault, "entries": [dataclasses.asdict(entry) for entry in entries]})
         return 0
     if entries:
         print_table(
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
                 for e in entries
             ),
         )
+    if fault is not None:
+        print(f"none is used: {fault}")
     total = sum(entry.bytes for entry in entries)
     print(f"{folder or 'no folder'}: {len(entries)} entries, {total} bytes; another folder: {CACHE_VARIABLE}=DIR")
     return 0

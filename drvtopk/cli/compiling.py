@@ -12,7 +12,7 @@ from drvtopk.cli.options import add_instantiations, add_options, in_words, insta
 from drvtopk.cli.output import add_json, print_json, print_table
 from drvtopk.compiler import check_arch, compile_variants, nvrtc_version
 from drvtopk.export import check_out_folder, cubin_name
-from drvtopk.files import followed, write_together
+from drvtopk.files import write_together
 
 
 def add(commands: Any) -> None:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     cache = None if arguments.no_cache else Cache(default_folder())
     compiled = compile_variants(variants, arch, cache=cache, label=f"compile {arch}")
     if arguments.out is not None:
-        write_together({followed(arguments.out / name): one.cubin for name, one in zip(files, compiled, strict=True)})
+        write_together({arguments.out / name: one.cubin for name, one in zip(files, compiled, strict=True)})
     if arguments.json:
         print_json(
             {

@@ -456,10 +456,12 @@ def test_a_cache_that_is_not_there_is_empty(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_doctor_says_why_a_cache_is_not_used(
+def test_the_commands_say_why_a_cache_is_not_used(
     filled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled.chmod(0o777)
     monkeypatch.setenv("DRVTOPK_CACHE", str(filled))
+    assert main(["cache", "--list"]) == 0
+    assert f"none is used: others can write to {filled} (mode 777)" in capsys.readouterr().out
     main(["doctor"])
     assert f"(kernels stay in memory only: others can write to {filled} (mode 777)" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -225,6 +226,14 @@ def test_a_writer_that_is_killed_leaves_what_was_there() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", KILLED, *argv], env=env, capture_output=True)
     assert done.returncode == -9 and Path("o.npy").read_bytes() == b"earlier"
+    (left,) = Path().glob(f"{files.TEMPORARY}*")
+    for name in (".new-thing", f"{left.name}.txt", left.name[:-1]):
+        Path(name).write_bytes(b"somebody's")
+        os.utime(name, (0, 0))
+    assert main(argv) == 0 and left.exists(), "it may yet be written"
+    os.utime(left, (0, 0))
+    assert main(argv) == 0 and not left.exists()
+    assert len(list(Path().glob(".new-*"))) == 3 and np.load("o.npy").shape == (3, 4)
 
 
 def test_a_link_and_a_mode_stay_what_they_are() -> None:
@@ -246,3 +255,16 @@ def test_an_output_is_not_the_file_that_stdout_goes_to() -> None:
     with Path("o.npy").open("w") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 2 and "another file than the one that stdout writes to" in done.stderr
+
+
+def test_two_cubins_are_two_files_whatever_links_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "kernel_sources", lambda: tiny.SOURCES)
+    first, second = (Path("out") / f"filtered_k4_v1{alone}_sm_80.cubin" for alone in ("", "_alone"))
+    argv = ["--arch", "sm_80", "--k", "4", "--vec-size", "1", "--route", "filtered", "--out", "out"]
+    for command, link in (("compile", os.symlink), ("export", os.symlink), ("compile", os.link)):
+        shutil.rmtree("out", ignore_errors=True)
+        Path("out").mkdir()
+        first.write_bytes(b"earlier")
+        link(first.absolute(), second)
+        assert main([command, *argv]) == 0
+        assert not files.is_same(first, second) and first.read_bytes() != second.read_bytes()

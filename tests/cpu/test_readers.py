@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.usefixtures("tiny_kernels"), pytest.mark.timeout(60)]
 
 ARCH = "sm_90a"
 ONE = Variant(route="filtered", k=64, vec_size=4)
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 # -- mutations ---------------------------------------------------------------------------------------------------------
 
@@ -267,19 +267,18 @@ BAD_VALUES: dict[tuple[Any, ...], tuple[Any, ...]] = {
     (*VARIANT, "options", "values"): (0, "", None),
     **{(*KERNEL, name): (-1, "x", None, 1e999) for name in manifest.derived(ONE)},
 }
-FIELDS = [(place, value) for place, values in BAD_VALUES.items() for value in values]
 
 
-@pytest.mark.parametrize(
-    ("place", "value"), FIELDS, ids=lambda v: ".".join(map(str, v)) if isinstance(v, tuple) else repr(v)[:20]
-)
-def test_each_field_of_a_manifest_has_its_type_and_range(place: Any, value: Any, text: str, tmp_path: Path) -> None:
-    document = json.loads(text)
-    put(document, place, value)
-    error = refusal(tmp_path, signed(document))
-    assert "manifest.json cannot be read (" in error
-    if 1e999 not in (value, *(value if isinstance(value, list) else ())) and place[0] != "kernels":
-        assert str(place[-1]) in error
+@pytest.mark.parametrize("place", BAD_VALUES, ids=lambda place: ".".join(map(str, place)))
+def test_each_field_of_a_manifest_has_its_type_and_range(place: tuple[Any, ...], text: str, tmp_path: Path) -> None:
+    for value in BAD_VALUES[place]:
+        document = json.loads(text)
+        put(document, place, value)
+        (tmp_path / "manifest.json").write_text(signed(document))
+        with pytest.raises(Unreadable, match=r"manifest\.json cannot be read \(") as refused:
+            manifest.read(tmp_path)
+        if place != VARIANT and "Infinity" not in json.dumps(value):
+            assert str(place[-1]) in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_record_that_was_changed_is_not_the_one_that_was_written(text: str, tmp_path: Path) -> None:

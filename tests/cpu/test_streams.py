@@ -91,8 +91,8 @@ def test_a_reader_that_goes_away_is_no_complaint(argv: list[str]) -> None:
 
 @pytest.mark.exhaustive("streams")
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1", "cp1252"])
-@pytest.mark.parametrize("name", ["größe", "日本語", "a\udcffb"], ids=ascii)
-def test_a_name_that_the_terminal_cannot_spell_is_written_all_the_same(encoding: str, name: str) -> None:
+def test_a_name_that_the_terminal_cannot_spell_is_written_all_the_same(encoding: str) -> None:
+    name = "größe 日本語 \udcff"
     Path(name).mkdir()
     for extra in ([], ["--json"]):
         done = shell("", "topk", "x.npy", "--k", "4", "--out", f"{name}/o.npy", *extra, PYTHONIOENCODING=encoding)
@@ -121,14 +121,14 @@ raise SystemExit(main())
 
 
 @pytest.mark.parametrize(
-    "argv",
+    ("argv", "presses"),
     [
-        ["compile", "--arch", "sm_80", "--k", "5", "--vec-size", "1"],
-        ["plan", "--device", "h200", "--rows", "4", "--stride", "100", "--k", "8", "--json"],
+        (["compile", "--arch", "sm_80", "--k", "5", "--vec-size", "1"], 2),
+        (["plan", "--device", "h200", "--rows", "4", "--stride", "100", "--k", "8", "--json"], 1),
     ],
     ids=["compile", "plan"],
 )
-def test_ctrl_c_ends_a_compilation_at_once(argv: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_compilation_at_once(argv: list[str], presses: int, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DRVTOPK_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", COMPILES, *argv]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
@@ -137,7 +137,9 @@ def test_ctrl_c_ends_a_compilation_at_once(argv: list[str], tmp_path: Path) -> N
             assert process.stderr.readline() == "begun\n"
             time.sleep(0.05)
             started = time.monotonic()
-            process.send_signal(signal.SIGINT)
+            for _ in range(presses):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.02)
             code = process.wait(timeout=10)
             assert time.monotonic() - started < 1
             assert (code, process.stderr.read(), process.stdout.read()) == (130, "drvtopk: error: interrupted\n", "")

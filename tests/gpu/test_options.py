@@ -170,7 +170,7 @@ def test_rows_lie_anywhere(gpu: Gpu, dtype: str, vec: int, route: str) -> None:
     options = Options(dtype=dtype, values=True)
     x = narrowed(make("normal", 4, 1203), dtype)
     lengths = np.array([1203, 1203, 599, 250], np.int32)
-    for offset, stride in layouts(1203, vec, options.vec_sizes[-1]):
+    for offset, stride in layouts(4, 1203, vec, options.vec_sizes[-1]):
         problem = Problem(rows=4, width=1203, k=K, offset=offset, stride=stride, options=options)
         prepared = gpu.engine.prepare(problem, route=route, tuning=SMALL)
         assert prepared.plan.vec_size == vec
