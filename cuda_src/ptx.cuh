@@ -152,7 +152,7 @@ __device__ __forceinline__ void cluster_arrive_relaxed() {
   __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-// The first if it `releases`, else the second. It must be the same for all threads.
+// As the first if it `releases`, else the second. It must be the same for all threads.
 __device__ __forceinline__ void cluster_arrive_releasing(bool releases) {
   if (releases) asm volatile("fence.acq_rel.cluster;" ::: "memory");
   cluster_arrive_relaxed();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from drvtopk import dlpack
 from drvtopk.arrays import TYPESTRS, DeviceView, from_address, same_stream
 from drvtopk.checks import integer
-from drvtopk.errors import InvalidArgument
+from drvtopk.errors import DriverUnavailable, InvalidArgument
 
 if TYPE_CHECKING:
     from drvtopk.engine import Engine
@@ -77,8 +78,12 @@ class DeviceArray:
             raise InvalidArgument("stream", 0, "1 (legacy), 2 (per thread), -1 (no ordering), None or a handle")
         consumer = 1 if stream is None else integer("stream", stream, -1, 2**64 - 1)
         if consumer != -1 and not same_stream(consumer, self._stream):
-            with self._in_its_context():  # another device's may be current
-                self._engine.driver.stream_wait(consumer, self._stream)
+            driver = self._engine.driver
+            # Handles 1 and 2 are streams of the consumer's context, unless that is another device's.
+            near = driver.current_context() is not None and driver.current_ordinal() == self._engine.ordinal
+            self._check_context()
+            with contextlib.nullcontext() if near else self._in_its_context():
+                driver.stream_wait(consumer, self._stream, of=self._engine.context)
         tensor = dlpack.Tensor(
             address=self._address if self.shape[0] and self.shape[1] else 0,
             shape=self.shape,
@@ -91,8 +96,15 @@ class DeviceArray:
         )
         return dlpack.capsule_of(tensor, self, versioned=max_version is not None and max_version[0] >= 1)
 
-    def _in_its_context(self) -> contextlib.AbstractContextManager[None]:
-        return self._engine.driver.current(self._engine.context)
+    def _check_context(self) -> None:
+        if not self._engine.driver.is_there(self._engine.context, self._engine.context_id):
+            raise DriverUnavailable("the context of this result was destroyed, and its memory with it")
+
+    @contextlib.contextmanager
+    def _in_its_context(self) -> Iterator[None]:
+        self._check_context()
+        with self._engine.driver.current(self._engine.context):
+            yield
 
     def numpy(self) -> npt.NDArray[Any]:
         """A copy on the host, after the launch that fills it."""

@@ -23,8 +23,6 @@ INVALID_CLUSTER_SIZE = 912
 # 912 (driver 580, clusters of 16 in green contexts of 8 to 64 SMs); 720 is what grids are refused by that never fit.
 CLUSTER_REFUSALS = (INVALID_CLUSTER_SIZE, COOPERATIVE_LAUNCH_TOO_LARGE)
 _INVALID_VALUE, _NOT_SUPPORTED = 1, 801
-# Of a cooperative launch: too many blocks, or none at all where this device or its sharing knows no such launch.
-COOPERATIVE_REFUSALS = (COOPERATIVE_LAUNCH_TOO_LARGE, _NOT_SUPPORTED)
 DEFAULT_STREAMS = 0, 1, 2  # the null stream, the legacy one and that of the calling thread
 _STREAMS = 64  # whose configurations a dependent launch keeps
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -36,7 +34,8 @@ _NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA dr
 OLDEST = 12, 0
 """The oldest CUDA version of a driver that runs this package: R525."""
 OLDEST_CAPABILITY = 8, 0
-_NOT_FOUND = re.compile(r'[Ff]unction "?(\w+)"? (?:is )?not found')  # the bindings, of what the driver lacks
+# What the bindings say of a function that the driver lacks.
+_NOT_FOUND = re.compile(r'(?:[Ff]unction |Failed to get _*)"?(\w+)"?(?: (?:is )?not found|$)')
 _PER_THREAD = "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM"  # has the bindings take handle 0 for the thread's own stream
 
 _FORKED = (
@@ -92,8 +91,8 @@ class Driver:
         self.api = api
         self._primary: dict[int, tuple[Any, int]] = {}  # (context, its `context_id`) by device
         self._pointer_attribute: Callable[..., int] | None = None
-        self._legacy = 1 if os.environ.get(_PER_THREAD, "0") not in ("", "0") else 0
-        """What the bindings take for the legacy default stream."""
+        # What the bindings take for the legacy default stream. Some of them take any value of the variable for a yes.
+        self._legacy = 1 if os.environ.get(_PER_THREAD) else 0
 
     def _call(self, name: str, *args: Any, about: str = "") -> Any:
         function = getattr(self.api, name, None)
@@ -197,6 +196,10 @@ class Driver:
         """A number that no other context of this process ever has, even after this one is destroyed."""
         return int(self._call("cuCtxGetId", context))
 
+    def is_there(self, context: Any, number: int) -> bool:
+        """Whether this handle still is the context that had this `context_id`."""
+        return self._number(context) == number
+
     def _number(self, context: Any) -> int | None:
         """`context_id`, or None if the context is there no more."""
         try:
@@ -269,7 +272,7 @@ class Driver:
         destroy it with every kernel loaded in it. After cuDevicePrimaryCtxReset it is retained anew.
         """
         context, number = self._primary.get(ordinal, (None, 0))
-        if context is None or self._number(context) != number:
+        if context is None or not self.is_there(context, number):
             device = self._call("cuDeviceGet", ordinal)
             context = self._call("cuDevicePrimaryCtxRetain", device)
             self._primary[ordinal] = context, self.context_id(context)
@@ -305,12 +308,14 @@ class Driver:
     def load_function(self, cubin: bytes, entry: str) -> Any:
         """The one kernel of a cubin, really loaded (loading is lazy unless asked for). A module that fails is unloaded.
 
-        Before CUDA 12.4 nothing asks for it but the attributes and the occupancy, which every plan sets and reads.
+        Before CUDA 12.4 a question about the function has it loaded.
         """
         module = self._call("cuModuleLoadData", cubin, about=entry)
         try:
             function = self._call("cuModuleGetFunction", module, entry.encode(), about=entry)
-            self._optional("cuFuncLoad", function, about=entry)
+            if self._optional("cuFuncLoad", function, about=entry) is None:
+                registers = self.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS
+                self._call("cuFuncGetAttribute", registers, function, about=entry)
         except BaseException:
             with contextlib.suppress(DriverError, DriverUnavailable):
                 self._call("cuModuleUnload", module, about=entry)
@@ -439,18 +444,19 @@ class Driver:
 
         def launch(stream: Any, _keep: object = keep) -> bool:
             nonlocal green_of
-            if green_of is not None:
+            ask = green_of  # once: another thread may find that there is none
+            if ask is not None:
                 try:
-                    code, *found = green_of(stream)
+                    code, *found = ask(stream)
                 except RuntimeError:  # the bindings have it, and the driver is older
-                    code, green_of = 0, None
-                if code == 0 and green_of is not None and int(found[0]):
+                    code, found, green_of = 0, [0], None
+                if code == 0 and int(found[0]):
                     part = self.green_context(stream)
                     if part is not None and part[1] * per_sm < grid:
                         return False
             (code,) = call(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream or legacy, params)
             if code != 0:
-                if code in COOPERATIVE_REFUSALS:
+                if code == COOPERATIVE_LAUNCH_TOO_LARGE:
                     return False
                 raise self._error("cuLaunchCooperativeKernel", code, about)
             return True
@@ -471,7 +477,7 @@ class Driver:
         `number` is the context's `context_id`. Memory of a context that was destroyed went with it, and another one may
         lie at either address by now. Waits for the device, so that work of whatever stream that still reads it is safe.
         """
-        if self._number(context) == number:
+        if self.is_there(context, number):
             with self.current(context), self.relaxed_capture():
                 self._call("cuMemFree", address)
 
@@ -565,11 +571,19 @@ class Driver:
         self.event_synchronize(end)
         return float(self._call("cuEventElapsedTime", start, end))
 
-    def stream_wait(self, stream: int, producer: int) -> None:
-        """Later work of `stream` waits for what `producer` holds now."""
-        event = self.event_create()
+    def stream_wait(self, stream: int, producer: int, *, of: Any = None) -> None:
+        """Later work of `stream`, of the current context, waits for what `producer` holds now.
+
+        `of`: the producer's context; the current one unless given.
+        """
+        with contextlib.nullcontext() if of is None else self.current(of):
+            event = self.event_create()
+            try:
+                self.event_record(event, producer)
+            except BaseException:
+                self.event_destroy(event)
+                raise
         try:
-            self.event_record(event, producer)
             self._call("cuStreamWaitEvent", stream or self._legacy, event, 0)
         finally:
             self.event_destroy(event)

@@ -100,7 +100,10 @@ def test_each_function_that_a_driver_lacks_is_named_or_not_needed(
     assert survived == OPTIONAL | {"cuGetErrorName", "cuGetErrorString"}, "an error has its number at least"
 
 
-@pytest.mark.parametrize("words", ['Function "{}" not found', "function {} is not found", "Function {} not found"])
+WORDS = ('Function "{}" not found', "function {} is not found", "Function {} not found", "Failed to get __{}")
+
+
+@pytest.mark.parametrize("words", WORDS)
 def test_the_oldest_driver_selects(api: EmulatedDriver, x: Any, words: str) -> None:
     lacks(*OPTIONAL, words=words)(api)
     api.version = 12000
@@ -144,15 +147,6 @@ def test_a_device_that_is_too_old_is_named(api: EmulatedDriver, x: Any, major: i
         with pytest.raises(DriverUnavailable, match=said):
             call()
     assert drvtopk.devices(), "it is listed all the same"
-
-
-@pytest.mark.usefixtures("no_compiler")
-def test_a_device_without_cooperative_launches_takes_the_fallback() -> None:
-    fake = FakeDriver()
-    fake.fail["cuLaunchCooperativeKernel"] = 801
-    prepared = engine(fake).prepare(Problem(rows=4, width=1_000_000, k=1024), route="persistent")
-    prepared.launch(1 << 20, 2 << 20, 3 << 20, 4 << 20)
-    assert prepared.plan.route == "filtered" and fake.names[-1] == "cuLaunchKernel"
 
 
 @pytest.mark.parametrize("call", ["cuModuleGetFunction", "cuFuncLoad"])
@@ -222,16 +216,28 @@ def test_a_result_is_read_in_its_own_context(api: EmulatedDriver, x: Any) -> Non
     found = drvtopk.topk(Interface(api, x), K)
     api.calls.clear()
     assert faults(x, K, None, found.numpy()) == []
-    assert api.calls[0] == ("cuCtxPushCurrent", (0x77,)) and api.names[-1] == "cuCtxPopCurrent"
-    api.calls.clear()
-    found.__dlpack__(stream=9)
-    assert api.calls[0] == ("cuCtxPushCurrent", (0x77,)) and api.names[-1] == "cuCtxPopCurrent"
+    assert api.calls[:2] == [("cuCtxGetId", (0x77,)), ("cuCtxPushCurrent", (0x77,))]
+    assert api.names[-1] == "cuCtxPopCurrent"
+    for current, ordinal, inside in ((0x88, 0, False), (0x88, 1, True), (0, 0, True)):
+        api.replace |= {"cuCtxGetCurrent": lambda at=current: (0, at), "cuCtxGetDevice": lambda at=ordinal: (0, at)}
+        for consumer in (1, 2, 9):
+            api.calls.clear()
+            found.__dlpack__(stream=consumer)
+            names = [name for name in api.names if name.startswith(("cuCtxP", "cuEventR", "cuStreamW"))]
+            recorded = ["cuCtxPushCurrent", "cuEventRecord", "cuCtxPopCurrent", "cuStreamWaitEvent"]
+            outer = ["cuCtxPushCurrent", *recorded, "cuCtxPopCurrent"]
+            assert names == ([] if consumer == 1 else outer if inside else recorded), "its own stream is 1"
 
 
 @pytest.mark.parametrize("answer", [(0, 5), (709,), (201,)], ids=["another", "destroyed", "invalid"])
 def test_a_result_that_outlives_its_context_frees_nothing(api: EmulatedDriver, x: Any, answer: Answer) -> None:
     found = drvtopk.topk(Interface(api, x), K)
     api.replace["cuCtxGetId"] = lambda context: answer
+    api.calls.clear()
+    with pytest.raises(DriverUnavailable, match="the context of this result was destroyed"):
+        found.numpy()
+    with pytest.raises(DriverUnavailable, match="the context of this result was destroyed"):
+        found.__dlpack__(stream=9)
     api.calls.clear()
     del found
     gc.collect()
@@ -240,7 +246,7 @@ def test_a_result_that_outlives_its_context_frees_nothing(api: EmulatedDriver, x
 
 @pytest.mark.usefixtures("no_compiler")
 def test_zero_is_the_legacy_stream_whatever_the_bindings_take_it_for(monkeypatch: pytest.MonkeyPatch, x: Any) -> None:
-    for said, stream in (("0", 0), ("", 0), ("1", 1)):
+    for said, stream in (("", 0), ("0", 1), ("1", 1)):
         monkeypatch.setenv("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", said)
         fake = FakeDriver()
         here = engine(fake)
