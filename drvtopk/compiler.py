@@ -225,6 +225,17 @@ def check_arch(arch: str) -> str:
     return arch
 
 
+def check_device_arch(arch: str) -> str:
+    """`check_arch`, and InvalidArgument too for a target that no device asks for, such as 'sm_90' beside 'sm_90a'."""
+    number = int(re.sub(r"\D", "", check_arch(arch)))
+    asked = spec.arch_of(*divmod(number, 10))
+    if arch != asked:
+        raise InvalidArgument(
+            "arch", repr(arch), f"{asked!r}: what devices of compute capability {number / 10} ask for"
+        )
+    return arch
+
+
 def definitions(variant: Variant, arch: str) -> dict[str, int | str]:
     """Every number that goes into the kernels, and the kernel's name, by the name it has there."""
     options = variant.options

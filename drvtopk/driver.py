@@ -15,7 +15,7 @@ from typing import Any
 
 from drvtopk import forks
 from drvtopk.errors import DriverError, DriverUnavailable
-from drvtopk.spec import THREADS, DeviceInfo
+from drvtopk.spec import THREADS, DeviceInfo, arch_of
 
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
 INVALID_CLUSTER_SIZE = 912
@@ -77,11 +77,6 @@ def load() -> Driver:
             driver.init()
             _loaded = driver
         return _loaded
-
-
-def arch_of(major: int, minor: int) -> str:
-    """The target with everything the device can do: architecture-specific ('a') from compute capability 9.0 on."""
-    return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
 
 
 class Driver:

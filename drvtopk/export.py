@@ -16,7 +16,7 @@ import drvtopk
 from drvtopk import manifest, rules
 from drvtopk.c_header import kernels_header, rules_header
 from drvtopk.cache import Cache
-from drvtopk.compiler import Compiled, check_arch, compile_variants, definitions, nvrtc_version
+from drvtopk.compiler import Compiled, check_device_arch, compile_variants, definitions, nvrtc_version
 from drvtopk.errors import InvalidArgument
 from drvtopk.files import folder_fault, output_fault, write_whole
 from drvtopk.manifest import ExportedKernel, Key, Manifest, Unreadable
@@ -78,11 +78,11 @@ def export_kernels(
     not compiled again.
 
     Raises InvalidArgument for a folder that cannot be made or written to, that holds an export of other kernel sources
-    or of another NVRTC, for different tunings (a host plans by one), for an architecture that this NVRTC does not know,
-    and without kernels; CompilerUnavailable; CompileError; OSError for a write that fails.
+    or of another NVRTC, for different tunings (a host plans by one), for an architecture that this NVRTC does not know
+    or that no device asks for, and without kernels; CompilerUnavailable; CompileError; OSError for a write that fails.
     """
     folder = Path(folder).absolute()
-    keys: list[Key] = [(check_arch(arch), variant) for arch, variants in wanted.items() for variant in variants]
+    keys: list[Key] = [(check_device_arch(arch), variant) for arch, variants in wanted.items() for variant in variants]
     keys = list(dict.fromkeys(keys))
     if not keys:
         raise InvalidArgument("wanted", "nothing", "at least one kernel")

@@ -273,6 +273,11 @@ def align(value: int, to: int) -> int:
     return -(-value // to) * to
 
 
+def arch_of(major: int, minor: int) -> str:
+    """The target with everything a device can do: architecture-specific ('a') from compute capability 9.0 on."""
+    return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
     """The limits of one device (or of the part of it that a context may use) that plans depend on."""

@@ -94,6 +94,12 @@ def examine() -> dict[str, Any]:
             f"no device that NVRTC {_dotted(nvrtc)} compiles these kernels for, only {listed}: they need compute "
             f"capability 8.0; for a device newer than this NVRTC, name a newer library in {NVRTC_VARIABLE}"
         )
+    elif nvrtc and devices and not _compiles_for(devices[0]):
+        first, usable = devices[0], next(filter(_compiles_for, devices))
+        missing.append(
+            f"the first device, {first.name} ({first.arch}), is taken where no context is current, and is none that "
+            f"NVRTC {_dotted(nvrtc)} compiles these kernels for; {usable.name} is: name it in CUDA_VISIBLE_DEVICES"
+        )
     return {
         "drvtopk": __version__,
         "python": platform.python_version(),

@@ -10,7 +10,7 @@ from typing import Any
 from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.options import add_instantiations, add_options, in_words, instantiations_of, options_of
 from drvtopk.cli.output import add_json, print_json, print_table
-from drvtopk.compiler import check_arch
+from drvtopk.compiler import check_device_arch
 from drvtopk.export import export_kernels
 from drvtopk.manifest import MANIFEST
 from drvtopk.prebuilt import CUBINS_VARIABLE
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     options = options_of(arguments)
-    wanted = {arch: instantiations_of(arguments, arch) for arch in map(check_arch, arguments.arch)}
+    wanted = {arch: instantiations_of(arguments, arch) for arch in map(check_device_arch, arguments.arch)}
     found = export_kernels(arguments.out, wanted, cache=Cache(default_folder()))
     if arguments.json:
         added = {kernel.file for kernel in found.added}

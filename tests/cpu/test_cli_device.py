@@ -12,6 +12,7 @@ import pytest
 
 from drvtopk.__main__ import main
 from drvtopk.cli import demo, indexer
+from drvtopk.driver import Driver
 from drvtopk.reference import faults, narrowed
 from drvtopk.spec import ROUTES, Options
 from tests import emulated
@@ -233,3 +234,11 @@ def test_doctor_is_content_only_with_a_device_that_the_kernels_run_on(
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "Fake H200" in shown and "numpy" in shown, "the rest is printed all the same"
+    api.attributes |= {"COMPUTE_CAPABILITY_MAJOR": 9, "COMPUTE_CAPABILITY_MINOR": 0}
+    new = Driver(api).devices()[0]
+    old = dataclasses.replace(new, name="Old T4", arch="sm_75")
+    monkeypatch.setattr(Driver, "devices", lambda _: [new, old])
+    assert examined(0) == []
+    monkeypatch.setattr(Driver, "devices", lambda _: [old, new])
+    (said,) = examined(1)
+    assert said.startswith("the first device, Old T4 (sm_75), is taken where no context") and "Fake H200 is" in said

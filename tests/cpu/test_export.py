@@ -515,3 +515,13 @@ def test_by_default_everything_of_a_k_is_exported(monkeypatch: pytest.MonkeyPatc
     assert [len(found) for found in seen.values()] == [33, 9]
     assert export.cubin_name(seen[ARCH][-1], ARCH) == "clustered_k77_v4_x16_sm_90a.cubin"
     assert len({export.cubin_name(v, ARCH) for v in seen[ARCH]}) == 33
+
+
+@pytest.mark.parametrize(
+    ("arch", "asked"), [("sm_90", "sm_90a"), ("sm_100", "sm_100a"), ("sm_100f", "sm_100a"), ("sm_120f", "sm_120a")]
+)
+def test_targets_that_no_device_asks_for_are_refused(tmp_path: Path, arch: str, asked: str) -> None:
+    variant = Variant(route="filtered", k=64, vec_size=4)
+    with pytest.raises(InvalidArgument, match=rf"^arch: got '{arch}', allowed is '{asked}': what devices"):
+        export_kernels(tmp_path / "made", {"sm_80": [variant], arch: [variant]})
+    assert not (tmp_path / "made").exists()
