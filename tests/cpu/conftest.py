@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,3 +73,11 @@ def tiny_kernels() -> Iterator[None]:
 def compiled_before() -> Cache:
     """Kernels that this run or an earlier one compiled, of the same sources by the same code."""
     return Cache(KERNELS)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Processes that are started take Ctrl-C, also where a shell has this run, in the background, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -128,6 +128,7 @@ raise SystemExit(main())
     ],
     ids=["compile", "plan"],
 )
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_compilation_at_once(argv: list[str], presses: int, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DRVTOPK_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", COMPILES, *argv]
@@ -147,6 +148,7 @@ def test_ctrl_c_ends_a_compilation_at_once(argv: list[str], presses: int, tmp_pa
             process.kill()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_that_python_sees_is_one_line_too() -> None:
     command = [sys.executable, "-c", SLOW, *TOPK]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
