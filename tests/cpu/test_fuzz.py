@@ -107,6 +107,7 @@ def test_right_kernels_pass() -> None:
 
 
 @needs_cpp
+@pytest.mark.exhaustive("planted")
 @pytest.mark.parametrize(
     ("file", "text", "by", "says"),
     [

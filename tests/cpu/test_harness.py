@@ -161,6 +161,7 @@ rows_drawn = st.lists(
 )
 
 
+@pytest.mark.exhaustive("harness")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=rows_drawn, slots=st.integers(3, 6), vec=st.sampled_from([1, 2, 4]), seed=st.integers(0, 2**32 - 1))
 def test_any_bits_any_lengths(rows: list[tuple[int, list[int], int, int]], slots: int, vec: int, seed: int) -> None:

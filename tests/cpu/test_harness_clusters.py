@@ -271,6 +271,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize("what", RIGHT)
 @pytest.mark.parametrize("cluster", [2, 8])
 def test_what_keeps_the_rules_is_let_through(what: str, cluster: int) -> None:
@@ -279,6 +280,7 @@ def test_what_keeps_the_rules_is_let_through(what: str, cluster: int) -> None:
         assert run.status == "done", run.report
 
 
+@pytest.mark.exhaustive("harness")
 @pytest.mark.parametrize(("what", "body", "status", "says"), WRONG, ids=[what for what, *_ in WRONG])
 def test_what_breaks_a_rule_is_told_whatever_the_schedule(what: str, body: str, status: str, says: str) -> None:
     for seed in range(6):

@@ -419,6 +419,7 @@ def test_nothing_is_wrong_in_the_ptx(variant: Variant, arch: str) -> None:
     assert complaints(kernel, variant.pdl) == []
 
 
+@pytest.mark.exhaustive("compiles")
 def test_every_instruction_of_ptx_cuh_is_in_one_of_them() -> None:
     seen = {one.name for variant, arch in KERNELS for one in compiled(variant, arch)}
     lowest = replace(ONE_READING, options=Options(dtype="bfloat16"))

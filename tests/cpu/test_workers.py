@@ -338,6 +338,7 @@ def until(condition: Callable[[], object], seconds: float = 20) -> bool:
 @linux
 @pytest.mark.parametrize("group", [False, True], ids=["to it", "from a terminal"])
 @needs_nvrtc
+@pytest.mark.exhaustive("streams")
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_workers_at_once(tmp_path: Path, group: bool) -> None:
     code = MANY.format(root=str(ROOT), folder=str(tmp_path), here=5)
