@@ -152,11 +152,6 @@ __device__ __forceinline__ void cluster_arrive_relaxed() {
   __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-// As the first if it `releases`, else the second. It must be the same for all threads.
-__device__ __forceinline__ void cluster_arrive_releasing(bool releases) {
-  if (releases) asm volatile("fence.acq_rel.cluster;" ::: "memory");
-  cluster_arrive_relaxed();
-}
 __device__ __forceinline__ void cluster_wait() {
   __syncwarp();
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -209,21 +204,6 @@ __device__ __forceinline__ void mail_send(const uint4* own, u32 rank, uint4 v, u
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
                    remote_address(reinterpret_cast<const u32*>(own), rank)),
                "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(remote_address(reinterpret_cast<const u32*>(box), rank))
-               : "memory");
-}
-// Orders what this thread wrote to its own block's shared memory before copies that read it;
-__device__ __forceinline__ void mail_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// and what it wrote to any block's, or read there, before copies that overwrite it.
-__device__ __forceinline__ void mail_room_free() { asm volatile("fence.proxy.async.shared::cluster;" ::: "memory"); }
-// Many words at once, by the copy engine: a whole number of 16 bytes. Before: whoever wrote the source has called
-// mail_written, whoever wrote or read what lay at the destination mail_room_free, and then a barrier. The source is read until the
-// receiver's turn is over, which only the receiver knows: a cluster barrier behind its wait tells the sender. The other
-// way, word by word, costs the receiver's box an update for each 16 bytes.
-__device__ __forceinline__ void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
-  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   remote_address(own, rank)),
-               "r"(static_cast<u32>(__cvta_generic_to_shared(own))), "r"(bytes),
-               "r"(remote_address(reinterpret_cast<const u32*>(box), rank))
                : "memory");
 }
 // Until turn `turn`, counted from zero, is over. All threads that read what came must call it.

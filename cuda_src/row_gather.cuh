@@ -39,7 +39,6 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   if (r < p.groups) {
     ptx::cluster_arrive_relaxed();
   } else {
-    ptx::mail_room_free();  // what earlier rows had where mail of this one comes
     ptx::cluster_arrive();
   }
 #endif
@@ -72,21 +71,23 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
     }
   }
   const Out out = out_of(p, r);
-#if DRVTOPK_CLUSTER > 1
-  ptx::mail_written();
-#endif
   __syncthreads();
   const u32 own = s.gathered, own_ties = min(s.gathered_ties, lists.tie_room());
   const bool full = own > room;  // more was found than there is room for
 #if DRVTOPK_CLUSTER > 1
-  // A warp, or several, to each block: they tell it how much they send, and send it.
+  // A warp, or several, to each block: they tell it how much they send, and send it. From registers, so the list may be
+  // overwritten, and the block may end, before the keys are there.
   constexpr u32 kWarpsEach = kWarps / kCluster;
   const u32 to = warp / kWarpsEach, part = warp % kWarpsEach * 32 + lane;
+  const u32 sent = to == rank || full ? 0 : align_up(own, 4);
   if (part == 0) {
-    const u32 bytes = to == rank || full ? 0 : align_up(own * 4, 16);
-    ptx::mail_announce(&s.mail, to, 16 + bytes);
+    ptx::mail_announce(&s.mail, to, 16 + 4 * sent);
     ptx::mail_send(&s.told[rank], to, {own, own_ties, full ? kFull : pivot, top}, &s.mail);
-    if (bytes != 0) ptx::mail_copy(lists.own_keys(), to, bytes, &s.mail);
+  }
+#pragma unroll 1
+  for (u32 at = 4 * part; at < sent; at += 4 * kWarpsEach * 32) {
+    const uint4* const keys = reinterpret_cast<const uint4*>(lists.own_keys() + at);
+    ptx::mail_send(keys, to, *keys, &s.mail);
   }
   ptx::mail_wait(&s.mail, met);
   const uint4 told = lane < kCluster ? s.told[lane] : uint4{0, 0, 0, 0};  // count, ties, pivot, top
@@ -105,31 +106,15 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   const u32 to = 0, part = threadIdx.x, highest = full ? kFull : pivot, ties = own_ties, ties_before = 0, there = own;
   const u32* const from = lists.keys;
 #endif
-  // Tells the others that this block has what they sent. Where a cluster has one row, only their ends wait for that, and
-  // what a failed guess stores lies behind barriers of its own: no memory is ordered.
-  const auto received = [&p] {
-#if DRVTOPK_CLUSTER > 1
-    ptx::cluster_arrive_releasing(p.groups < p.rows);
-#endif
-  };
-  // Until all have what this block sent, it keeps its list, and does not end.
-  const auto leave = [](bool done) {
-#if DRVTOPK_CLUSTER > 1
-    ptx::cluster_wait();
-#endif
-    return done;
-  };
   if (highest == kFull) {
     __syncthreads();  // what was found has been read
-    received();
-    return leave(false);
+    return false;
   }
-  received();  // not directly behind the wait for mail: tools/TRIED.md has what that costs
   const Listed<kWarpsEach * 32> listed{from, part, there};
   const Counted<kWarpsEach * 32> counted{listed, highest, ties};
   Interval in;
   u32 count = coarse_round<kTellBins<K>>(in, highest, max(top, highest), K, sh.bins, s, counted);
-  if (count == 0) return leave(false);  // fewer than K reach the highest pivot
+  if (count == 0) return false;  // fewer than K reach the highest pivot
   const bool with_ties = ties != 0 && in.contains(highest);
   const u32 few = with_ties ? 0 : kRanked;
   if (count > few && count != s.need) {
@@ -209,5 +194,5 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
         [&](u32 place, u32 id) { out.put(row, first + place, lists.indices[id - own_first]); });
   }
   __syncthreads();  // before the next row's bins
-  return leave(true);
+  return true;
 }

@@ -73,11 +73,6 @@ def test_forced_tokens_among_log_probabilities(route: str, group: int | None, wi
     assert faults(x, k, None, run.out) == []
 
 
-@pytest.mark.exhaustive("harness")
-def test_a_source_is_kept_until_its_copies_are_read() -> None:
-    assert [telling_gather(seed).complaint() for seed in range(12)] == [""] * 12
-
-
 @pytest.mark.parametrize(("name", "most"), [("short_max", MAX_COUNTED), ("max_candidates", MAX_COUNTED // 4)])
 def test_no_tuning_counts_more_than_half_a_word_holds(name: str, most: int) -> None:
     assert getattr(Tuning(**{name: most}), name) == most

@@ -71,10 +71,6 @@ INSTRUCTIONS = {
     "mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64": Needs((8, 6), 90, "order"),
     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64": Needs((8, 0), 90, "order"),
     "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32": Needs((8, 1), 90, "order"),
-    "fence.acq_rel.cluster": Needs((7, 8), 90, "order"),
-    "fence.proxy.async.shared::cta": Needs((8, 0), 90, "order"),
-    "fence.proxy.async.shared::cluster": Needs((8, 0), 90, "order"),
-    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes": Needs((8, 0), 90, "order"),
 }
 SPECIAL = {name.partition("%")[2] for name in INSTRUCTIONS if "%" in name}
 FENCES = {name for name in INSTRUCTIONS if name.startswith("fence")}
@@ -648,6 +644,8 @@ def test_the_oldest_nvrtc_has_every_instruction() -> None:
         ("ld.relaxed.gpu.global.u32", "ld.relaxed.gpu.global.L1::no_allocate.u32", "not in the table: ld.relaxed.gpu"),
         ("%%nsmid", "%%smid", "not in the table: mov.u32 %smid"),
         ("namespace ptx {\n", 'namespace ptx {\nasm("trap;");\n', "not in the table: trap"),
+        # The sender of a bulk copy is not told when its memory has been read.
+        ("st.async.weak.shared", "cp.async.bulk.shared", "not in the table: cp.async.bulk.shared"),
     ],
 )
 def test_a_planted_change_of_the_text_is_noticed(text: str, by: str, says: str) -> None:

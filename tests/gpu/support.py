@@ -37,7 +37,8 @@ NO_CLUSTERS = "no clusters here: compute capability 9.0 and 10.x have them"
 NOT_INSTALLED = "not installed here:"
 ONE_DEVICE = "one GPU: nothing to see of several"
 MEANT = (NO_CLUSTERS, NOT_INSTALLED, ONE_DEVICE)  # reasons to skip that are no failure anywhere
-_LAYOUTS = {8: (0, 0), 4: (0, 4), 2: (0, 2), 1: (1, 0)}  # vec_size: base offset and extra stride, in elements
+# vec_size: base offset and extra stride, in elements. The offset alone decides where there is one row, which has no stride.
+_LAYOUTS = {8: (0, 0), 4: (4, 4), 2: (2, 2), 1: (1, 0)}
 
 
 def layout(width: int, vec: int) -> tuple[int, int]:

@@ -77,12 +77,6 @@ struct Random {  // splitmix64
 
 enum State : unsigned char { kReady, kBarrier, kExchange, kCluster, kMail, kExited };
 
-// A thread's fence: when it was made, and whether it is for the memory of all blocks of the cluster.
-struct Fence {
-  u32 interval, arrivals;
-  bool wide;
-};
-
 struct Fiber {
   Context context;
   State state;
@@ -93,7 +87,6 @@ struct Fiber {
   u32 saw;
   u32 arrivals, waits;  // at cluster barriers
   u32 mails;            // turns of mail that it has waited for
-  std::vector<Fence> fences;  // between its accesses and the copy engine's
   bool begun;           // it knows that the launch before this one has ended
   Learnt learnt;
 };
@@ -112,27 +105,12 @@ struct Warp {
   u32 arrivals, waited;  // which one that was
 };
 
-// Of words of one block's shared memory to the same place in that of block `rank`. Until it is over, its source is read.
-struct Copy {
-  struct Block* from;
-  std::size_t word, words;
-  u32 rank;
-};
-
 // Where the other blocks of a cluster send to one.
 struct Mailbox {
   const u64* box = nullptr;        // null: not opened
   u32 senders = 0, announced = 0;  // of this turn
   long long missing = 0;           // bytes that were announced and have not come, or the other way round
   u32 turns = 0;                   // that are over
-  std::vector<Copy> came;          // in this turn: who waits for it has read their sources
-};
-
-// The latest access of a word that was not a copy, and how many fences its thread had made. The copy engine may overtake
-// it, or be overtaken by it, until the thread's next fence and what orders that before the copy.
-struct Accessed {
-  u32 block, thread, fences;
-  bool there = false;
 };
 
 struct Block {
@@ -152,11 +130,8 @@ struct Block {
   ClusterRaces::Touch reached{};  // the last access from another block, by the cluster barrier that releases it
   bool was_reached = false;
   Mailbox mail;
-  u32 mails = 0;                 // turns of mail that some thread had waited for at the last barrier
-  u32 unread = 0;                // copies that it sent and their receivers have not waited for
-  u32 heard = 0;                 // the cluster barrier behind which it knows that the others have been waited for
-  std::vector<Accessed> written, read;  // by words of its shared memory
-  View view;                     // of the workspace, at the last barrier
+  u32 mails = 0;  // turns of mail that some thread had waited for at the last barrier
+  View view;      // of the workspace, at the last barrier
   unsigned char* stacks = nullptr;
 };
 
@@ -169,11 +144,9 @@ struct Cluster {
 };
 std::vector<Cluster> clusters;  // of request.cluster slots each
 std::vector<Block> slots;
-Block* block;              // the running one
-std::vector<Copy> copies;  // under way
-u32 pace;                  // turns of blocks for each copy that is completed, about
-u64 bytes_read;            // of logits
-u32 self;                  // the running thread of it
+Block* block;    // the running one
+u64 bytes_read;  // of logits
+u32 self;        // the running thread of it
 Context scheduler;
 // What a launch gives back: the first k elements of each row may be written once, as a whole.
 struct Output {
@@ -257,22 +230,13 @@ void check_nobody_reaches() {
     fail(kFault, "block %u ends after %u cluster barriers, but block %u %s reaches it after %u", block->index, last,
          block->reached.block, thread_name(block->reached.thread).c_str(), block->reached.arrivals);
   if (block->mail.announced || block->mail.missing) fail(kFault, "block %u ends while mail is under way", block->index);
-  if (block->unread || block->heard > last)
-    fail(kFault, "block %u ends after %u cluster barriers and does not know that what it sent was read", block->index,
-         last);
 }
 
 void fiber_entry() {
   run_kernel(&params);
   idle = 0;
   if (clustered()) {
-    if (block->exited + 1 == kThreads) {
-      check_nobody_reaches();
-      for (const Copy& copy : copies) {
-        if (copy.from == block)
-          fail(kFault, "block %u ends while its memory is copied to rank %u", block->index, copy.rank);
-      }
-    }
+    if (block->exited + 1 == kThreads) check_nobody_reaches();
     fall_behind(kThreads / 2);
   }
   block->fibers[self].state = kExited;
@@ -285,8 +249,8 @@ void begin(Block& b, u32 index) {
   b.waiting = b.exited = b.interval = b.stall = 0;
   b.shared.assign(request.smem_bytes + kGuard, 0xA5);
   b.races.reset(request.smem_bytes);
-  if (clustered()) b.cluster_races.reset(request.smem_bytes), b.written.assign(request.smem_bytes / 4, {}), b.read = b.written;
-  b.acquired = b.mails = b.unread = b.heard = 0, b.was_reached = false;
+  if (clustered()) b.cluster_races.reset(request.smem_bytes);
+  b.acquired = b.mails = 0, b.was_reached = false;
   b.mail = {};
   b.relaxed.clear();
   b.view.assign(memory->size(), 0);
@@ -301,7 +265,6 @@ void begin(Block& b, u32 index) {
   for (u32 t = 0; t < kThreads; ++t) {
     b.fibers[t].state = kReady, b.fibers[t].paused = false, b.fibers[t].looked_at = -1;
     b.fibers[t].arrivals = b.fibers[t].waits = b.fibers[t].mails = 0;
-    b.fibers[t].fences.clear();
     b.fibers[t].begun = !request.pdl;
     b.fibers[t].learnt.clear();
     b.fibers[t].context.begin(b.stacks + t * kStack, kStack, fiber_entry);
@@ -349,16 +312,6 @@ void touch_word(Block& owner, std::size_t word, Access access, u32 mail = 0) {
   };
   if (word >= owner.races.words()) complain(", past the end");
   if (owner.races.unwritten(word, access)) complain(", which nobody wrote");
-  if (access != Access::kRead) {
-    for (const Copy& copy : copies) {
-      if (copy.from == &owner && word - copy.word < copy.words)
-        complain(" while it is copied to rank " + std::to_string(copy.rank));
-    }
-  }
-  if (clustered() && mail == 0) {
-    const u32 fences = static_cast<u32>(block->fibers[self].fences.size());
-    (access == Access::kRead ? owner.read : owner.written)[word] = {block->index, self, fences, true};
-  }
   if (!clustered()) {
     const u32 rival = owner.races.rival(word, access, self, block->interval);
     if (rival != Races::kNobody) race(rival);
@@ -658,18 +611,6 @@ void end_turn(Mailbox& mail, u32 rank) {
 
 }  // namespace
 
-// One of the copies under way is over.
-void complete(u32 which) {
-  const Copy copy = copies[which];
-  copies.erase(copies.begin() + which);
-  block = copy.from;  // whose cluster it is
-  Block& there = cluster_blocks(*block)[copy.rank];
-  std::memcpy(there.shared.data() + 4 * copy.word, block->shared.data() + 4 * copy.word, 4 * copy.words);
-  there.mail.missing -= static_cast<long long>(4 * copy.words);
-  there.mail.came.push_back(copy);
-  end_turn(there.mail, copy.rank);
-}
-
 void mail_open(u64* box, u32 senders) {
   if (block->mail.box) fail(kFault, "block %u thread %u opens its mail again", block->index, self);
   block->mail.box = box, block->mail.senders = senders;
@@ -689,53 +630,6 @@ void mail_send(const uint4* own, u32 rank, uint4 v, u64* box) {
   mail.missing -= 16;
   end_turn(mail, rank);
 }
-namespace {
-
-void fence(bool wide) {
-  Fiber& fiber = block->fibers[self];
-  fiber.fences.push_back({block->interval, fiber.arrivals, wide});
-}
-
-}  // namespace
-
-void mail_written() { fence(false); }
-void mail_room_free() { fence(true); }
-void mail_copy(const u32* own, u32 rank, u32 bytes, u64* box) {
-  mailbox(box, rank);
-  if (bytes == 0 || bytes % 16 || reinterpret_cast<std::uintptr_t>(own) % 16)
-    fail(kFault, "block %u thread %u copies %u bytes, which is no whole number of 16, or not from one", block->index,
-         self, bytes);
-  const std::size_t first =
-      (reinterpret_cast<std::uintptr_t>(own) - reinterpret_cast<std::uintptr_t>(block->shared.data())) / 4;
-  Block& there = cluster_blocks(*block)[rank];
-  // A fence of who accessed the word, made since, and ordered before this copy.
-  const auto check_fenced = [&](const Accessed& latest, std::size_t word, bool wide, const char* what) {
-    if (!latest.there) return;
-    const auto& fences = cluster_blocks(*block)[latest.block % request.cluster].fibers[latest.thread].fences;
-    const auto ordered = [&](const Fence& fence) {
-      if (wide && !fence.wide) return false;
-      if (latest.block == block->index && (latest.thread == self || fence.interval < block->interval)) return true;
-      return released({latest.block, latest.thread, fence.interval, fence.arrivals, Access::kWrite}) <= acquired();
-    };
-    if (std::none_of(fences.begin() + latest.fences, fences.end(), ordered))
-      fail(kFault, "block %u thread %u copies %s shared %zu, with no fence behind block %u thread %u", block->index, self,
-           what, word, latest.block, latest.thread);
-  };
-  for (std::size_t word = first; word < first + bytes / 4; ++word) {
-    if (kWatched) {
-      check_fenced(block->written[word], word, false, "from");
-      const Accessed read = block->read[word];
-      if (block->races.written(word)) touch_word(*block, word, Access::kRead);  // what pads the last 16 bytes need not be
-      block->read[word] = read;
-      check_fenced(there.written[word], word, true, "onto");
-      check_fenced(there.read[word], word, true, "onto");
-    }
-    reach(own + (word - first), rank, Access::kWrite, true);
-    if (kWatched) there.written[word].there = there.read[word].there = false;
-  }
-  copies.push_back({block, first, bytes / 4, rank});
-  ++block->unread;
-}
 void mail_wait(u64* box, u32 turn, const char* file, int line) {
   idle = 0;
   yield();
@@ -745,23 +639,12 @@ void mail_wait(u64* box, u32 turn, const char* file, int line) {
     fail(kFault, "block %u thread %u waits for turn %u of its mail in turn %u", block->index, self, turn, mail.turns);
   while (mail.turns == turn) wait(kMail, file, line);
   block->fibers[self].mails = turn + 1;
-  // Who has what came has read it where its sender keeps it, which is known to who meets this thread later.
-  const ClusterRaces::Touch now{block->index, self, block->interval, block->fibers[self].arrivals, Access::kRead};
-  for (const Copy& copy : mail.came) {
-    if (copy.from->exited == kThreads) fail(kFault, "block %u has mail of a block that has ended", block->index);
-    --copy.from->unread;
-    copy.from->heard = std::max(copy.from->heard, now.arrivals + 1);  // ending orders no memory: it need not release
-    for (std::size_t word = copy.word; kWatched && word < copy.word + copy.words; ++word)
-      copy.from->cluster_races.note(word, now);
-  }
-  mail.came.clear();
   fall_behind(kThreads);
   yield();
 }
 
 void cluster_arrive(const char* file, int line) { arrive(true, file, line); }
 void cluster_arrive_relaxed(const char* file, int line) { arrive(false, file, line); }
-void cluster_arrive_releasing(bool releases, const char* file, int line) { arrive(releases, file, line); }
 void cluster_wait(const char* file, int line) {
   idle = 0;
   Fiber& fiber = block->fibers[self];
@@ -840,16 +723,10 @@ void simulate() {
   const u32 size = request.cluster;
   slots.resize(std::min(request.slots, request.grid) / size * size);
   clusters.resize(slots.size() / size);
-  static const u32 kPaces[] = {2, 60, 1500};
-  pace = kPaces[choice.below(3)];
   std::vector<u32> left(request.grid / size);  // clusters that have not started
   for (u32 c = 0; c < left.size(); ++c) left[c] = c;
   if (slots.empty()) fail(kDeadlock, "no cluster of %u blocks fits into %u slots", size, request.slots);
   while (finished < request.grid) {
-    if (!copies.empty()) {
-      idle = 0;
-      if (choice.below(pace) == 0) ptx::complete(choice.below(static_cast<u32>(copies.size())));
-    }
     Block& b = slots[choice.below(static_cast<u32>(slots.size()))];
     if (!b.resident) {
       Block* const first = cluster_blocks(b);  // all blocks of a cluster start at once

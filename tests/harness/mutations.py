@@ -26,7 +26,6 @@ _FOUND = (
     (re.compile(r"(?<= )cluster_barrier\(\);"), ";", "no cluster barrier"),
     (re.compile(r"cluster_arrive\(\);"), "cluster_arrive_relaxed();", "relaxed arrival"),
     (re.compile(r"ptx::cluster_wait\(\);"), "", "no wait for the cluster"),
-    (re.compile(r"ptx::mail_(written|room_free)\(\);"), "", "no fence before the copy engine"),
 )
 
 
@@ -173,17 +172,7 @@ _BY_HAND = (
     ("own_pivot.cuh", "if (s.count == 0) return kLowestNumber;", "", "a pivot where there are too few groups"),
     ("clustered.cu", "row / p.groups % kCluster == rank", "true", "every block of a cluster takes the row"),
     ("row_gather.cuh", "if (r < p.groups) {", "if (true) {", "relaxed where something was touched"),
-    (
-        "row_gather.cuh",
-        "    ptx::mail_room_free();  // what earlier rows had where mail of this one comes\n    ptx::cluster_arrive();",
-        "    ptx::cluster_arrive();\n    ptx::mail_room_free();",
-        "a fence that nothing orders before the copies",
-    ),
-    ("row_gather.cuh", "ptx::mail_room_free()", "ptx::mail_written()", "a fence of the own block's memory only"),
-    ("row_gather.cuh", "p.groups < p.rows", "4 * p.groups < p.rows", "relaxed where a cluster has few rows"),
-    ("row_gather.cuh", "releasing(p.groups < p.rows)", "relaxed()", "relaxed where a list is overwritten"),
-    ("row_gather.cuh", "    received();\n", "", "no arrival where a list is full"),
-    ("row_gather.cuh", "  received();  //", "//", "no arrival before the members are written"),
+    ("row_gather.cuh", "align_up(own, 4)", "own / 4 * 4", "what fills no 16 bytes is not sent"),
     ("lists.cuh", "hits != 0 && place < room;", "hits != 0;", "listed behind what there is room for"),
     (
         "row_gather.cuh",
@@ -192,7 +181,7 @@ _BY_HAND = (
         "more is listed than there is room for",
     ),
     ("lists.cuh", "if (place < to.tie_room()) to", "to", "more ties are listed than there is room for"),
-    ("row_gather.cuh", "if (count == 0) return leave(false);", "", "too little reaches the highest pivot"),
+    ("row_gather.cuh", "if (count == 0) return false;", "", "too little reaches the highest pivot"),
     ("row_gather.cuh", "told.z == highest ? told.y : 0u", "told.y", "ties at a lower pivot count"),
     ("row_gather.cuh", "lane < rank ? tied : 0u", "0u", "every block's ties begin at one place"),
     ("row_gather.cuh", "lane < warp ? sums : 0u", "0u", "every warp's members begin at one place"),

@@ -12,7 +12,6 @@ class Races {
 
   void reset(std::size_t bytes) { words_.assign(bytes / 4, Word{}); }
   std::size_t words() const { return words_.size(); }
-  bool written(std::size_t word) const { return words_[word].written; }
 
   // Whether this is the first access to memory that nobody wrote, and reads it.
   bool unwritten(std::size_t word, Access access) {
@@ -56,9 +55,6 @@ class ClusterRaces {
   };
 
   void reset(std::size_t bytes) { words_.assign(bytes / 4, {}); }
-
-  // Notes what is known to race with nothing before.
-  void note(std::size_t word, const Touch& now) { words_[word].push_back(now); }
 
   // Notes what is done now, by a thread that has acquired the first `waits` cluster barriers, and what that races with
   // (null: nothing), and waited for `mails` turns of mail. released(touch) is the number of the cluster barrier that releases it, which may be one to come.
