@@ -206,6 +206,8 @@ __device__ __forceinline__ void mail_send(const uint4* own, u32 rank, uint4 v, u
                "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(remote_address(reinterpret_cast<const u32*>(box), rank))
                : "memory");
 }
+// Four of this block's words, to the same place in that of `rank`. They are read now, so they may be overwritten.
+__device__ __forceinline__ void mail_copy(const uint4* own, u32 rank, u64* box) { mail_send(own, rank, *own, box); }
 // Until turn `turn`, counted from zero, is over. All threads that read what came must call it.
 __device__ __forceinline__ void mail_wait(u64* box, u32 turn) {
   const u32 address = static_cast<u32>(__cvta_generic_to_shared(box));

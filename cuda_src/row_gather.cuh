@@ -77,6 +77,7 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
 #if DRVTOPK_CLUSTER > 1
   // A warp, or several, to each block: they tell it how much they send, and send it. From registers, so the list may be
   // overwritten, and the block may end, before the keys are there.
+  static_assert(kWarps % kCluster == 0, "no warps, or not as many, to each block");
   constexpr u32 kWarpsEach = kWarps / kCluster;
   const u32 to = warp / kWarpsEach, part = warp % kWarpsEach * 32 + lane;
   const u32 sent = to == rank || full ? 0 : align_up(own, 4);
@@ -86,8 +87,7 @@ __device__ __forceinline__ bool row_gather(const Row& row, const Params& p, u32 
   }
 #pragma unroll 1
   for (u32 at = 4 * part; at < sent; at += 4 * kWarpsEach * 32) {
-    const uint4* const keys = reinterpret_cast<const uint4*>(lists.own_keys() + at);
-    ptx::mail_send(keys, to, *keys, &s.mail);
+    ptx::mail_copy(reinterpret_cast<const uint4*>(lists.own_keys() + at), to, &s.mail);
   }
   ptx::mail_wait(&s.mail, met);
   const uint4 told = lane < kCluster ? s.told[lane] : uint4{0, 0, 0, 0};  // count, ties, pivot, top

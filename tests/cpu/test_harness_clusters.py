@@ -151,6 +151,19 @@ WRONG = [
         "ends while mail is under way|which has ended",
     ),
     (
+        "words that are written while they are sent",
+        _OPEN + "w[t] = t; __syncthreads(); if (t == 0) ptx::mail_announce(box, next, 16);"
+        " if (t == 0) ptx::mail_copy(reinterpret_cast<uint4*>(w), next, box); if (t == 33) w[2] = 7; ptx::mail_wait(box, 0);",
+        "fault",
+        "in a race with",
+    ),
+    (
+        "mail to a place that is no multiple of 16 bytes",
+        _OPEN + "if (t == 0) ptx::mail_send(reinterpret_cast<uint4*>(w + 2), next, {1, 2, 3, 4}, box);",
+        "fault",
+        "no multiple of 16 bytes",
+    ),
+    (
         "announced twice in a turn",
         _OPEN + "if (t < 3) ptx::mail_announce(box, next, 16);",
         "fault",

@@ -626,9 +626,19 @@ void mail_announce(u64* box, u32 rank, u32 bytes) {
 void mail_send(const uint4* own, u32 rank, uint4 v, u64* box) {
   Mailbox& mail = mailbox(box, rank);
   const u32 words[] = {v.x, v.y, v.z, v.w};
+  if (reinterpret_cast<std::uintptr_t>(own) % 16)
+    fail(kFault, "block %u thread %u sends to a place that is no multiple of 16 bytes", block->index, self);
   for (u32 i = 0; i < 4; ++i) *reach(reinterpret_cast<const u32*>(own) + i, rank, Access::kWrite, true) = words[i];
   mail.missing -= 16;
   end_turn(mail, rank);
+}
+void mail_copy(const uint4* own, u32 rank, u64* box) {
+  const u64 first =
+      (reinterpret_cast<std::uintptr_t>(own) - reinterpret_cast<std::uintptr_t>(block->shared.data())) / 4;
+  for (u64 word = first; kWatched && word < first + 4; ++word) {
+    if (block->races.written(word)) touch_word(*block, word, Access::kRead);  // what pads the last 16 bytes need not be
+  }
+  mail_send(own, rank, *own, box);
 }
 void mail_wait(u64* box, u32 turn, const char* file, int line) {
   idle = 0;

@@ -173,6 +173,7 @@ _BY_HAND = (
     ("clustered.cu", "row / p.groups % kCluster == rank", "true", "every block of a cluster takes the row"),
     ("row_gather.cuh", "if (r < p.groups) {", "if (true) {", "relaxed where something was touched"),
     ("row_gather.cuh", "align_up(own, 4)", "own / 4 * 4", "what fills no 16 bytes is not sent"),
+    ("lists.cuh", "(2 * kCluster) / 4 * 4", "(2 * kCluster)", "slots that are sent to no multiple of 16 bytes"),
     ("lists.cuh", "hits != 0 && place < room;", "hits != 0;", "listed behind what there is room for"),
     (
         "row_gather.cuh",

@@ -43,6 +43,7 @@ void remote_add(u32* own, u32 rank, u32 v);
 void mail_open(u64* box, u32 senders);
 void mail_announce(u64* box, u32 rank, u32 bytes);
 void mail_send(const uint4* own, u32 rank, uint4 v, u64* box);
+void mail_copy(const uint4* own, u32 rank, u64* box);
 void mail_wait(u64* box, u32 turn, HERE);
 void remote_store(u32* own, u32 rank, u32 v);
 u32 remote_load(const u32* own, u32 rank);

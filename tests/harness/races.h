@@ -12,6 +12,7 @@ class Races {
 
   void reset(std::size_t bytes) { words_.assign(bytes / 4, Word{}); }
   std::size_t words() const { return words_.size(); }
+  bool written(std::size_t word) const { return words_[word].written; }
 
   // Whether this is the first access to memory that nobody wrote, and reads it.
   bool unwritten(std::size_t word, Access access) {

@@ -384,11 +384,11 @@ def telling_gather(seed: int) -> Scenario:
     rows of nothing but NaN."""
     random = np.random.default_rng(seed)
     kind = seed % 4
-    group, rows, k, width, room = ((4, 9, 64, WIDTH, 400), (8, 6, 32, WIDTH, 160), (2, 4, 16, 20_000, 160))[kind % 3]
+    group, rows, k, width, room = ((4, 9, 64, WIDTH, 402), (8, 6, 32, WIDTH, 160), (2, 4, 16, 20_000, 160))[kind % 3]
     slots = 2 * group + 1
     if kind == 1 and seed % 8 > 3:
         room = 40
-        if seed % 16 > 8:  # a row for each cluster, behind which no arrival orders memory
+        if seed % 16 > 8:  # a row for each cluster
             rows = 2
     if kind == 3:  # a first batch that is full, and one that is not
         rows, k, width, slots, tuning = 6, 64, 16_300, 7, ROOMY
