@@ -21,15 +21,15 @@ from drvtopk.errors import (
 )
 from drvtopk.explain import explain
 from drvtopk.plan import Plan, Problem
-from drvtopk.reference import Selected, topk_reference
-from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
+from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Selected, Tuning, Variant
+from drvtopk.testing.oracle import topk_reference
 
 if TYPE_CHECKING:
     from drvtopk.api import Prepared, devices, prepare, prepare_many, primary_context, topk
-    from drvtopk.arrays import DeviceView, from_address
-    from drvtopk.device_array import DeviceArray
     from drvtopk.engine import Bound
-    from drvtopk.prebuilt import use_cubins
+    from drvtopk.export.prebuilt import use_cubins
+    from drvtopk.interop.arrays import DeviceView, from_address
+    from drvtopk.interop.device_array import DeviceArray
 
 __version__ = "0.1.0"
 
@@ -73,7 +73,7 @@ _LAZY |= {"primary_context", "topk"}
 
 def __getattr__(name: str) -> object:
     if name == "use_cubins":
-        from drvtopk import prebuilt
+        from drvtopk.export import prebuilt
 
         return prebuilt.use_cubins
     if name in _LAZY:

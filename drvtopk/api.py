@@ -13,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk import driver as drv
-from drvtopk.arrays import (
+from drvtopk.checks import as_int, flag, instance, integer, one_of, shown
+from drvtopk.engine import Bound, Engine, current_engine
+from drvtopk.engine import Prepared as _Prepared
+from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared, WorkspaceTooSmall
+from drvtopk.interop.arrays import (
     SPOKEN,
     UNORDERED,
     DeviceView,
@@ -27,15 +31,8 @@ from drvtopk.arrays import (
     stream_handle,
     view,
 )
-from drvtopk.checks import as_int, flag, instance, integer, one_of, shown
-from drvtopk.device_array import DeviceArray
-from drvtopk.engine import Bound, Engine, current_engine
-from drvtopk.engine import Prepared as _Prepared
-from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared, WorkspaceTooSmall
-from drvtopk.plan import MAX_OFFSET, Plan, Problem
-from drvtopk.progress import preparing
-from drvtopk.reference import (
-    Selected,
+from drvtopk.interop.device_array import DeviceArray
+from drvtopk.interop.host_arrays import (
     check_page_size,
     check_pages,
     host_logits,
@@ -45,7 +42,9 @@ from drvtopk.reference import (
     row_lengths,
     row_starts_of,
 )
-from drvtopk.spec import ASKED_ROUTES, DEFAULT_TUNING, DeviceInfo, Options, Tuning, check_k
+from drvtopk.plan import MAX_OFFSET, Plan, Problem
+from drvtopk.progress import preparing
+from drvtopk.spec import ASKED_ROUTES, DEFAULT_TUNING, DeviceInfo, Options, Selected, Tuning, check_k
 from drvtopk.workers import together
 
 

@@ -16,6 +16,7 @@ from drvtopk.compiler import compile_variant, never_compile, nvrtc_version
 from drvtopk.driver import CLUSTER_REFUSALS, DEFAULT_STREAMS, Driver, Launch, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
 from drvtopk.events import tell
+from drvtopk.export.prebuilt import Prebuilt, current
 from drvtopk.plan import (
     Clusters,
     Occupancy,
@@ -26,7 +27,6 @@ from drvtopk.plan import (
     calculated_occupancy,
     plan,
 )
-from drvtopk.prebuilt import Prebuilt, current
 from drvtopk.progress import preparing
 from drvtopk.spec import (
     DEFAULT_TUNING,

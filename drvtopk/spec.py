@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from drvtopk.checks import as_int, flag, instance, integer, one_of, shown, store
 from drvtopk.errors import InvalidArgument
@@ -433,3 +434,12 @@ class KernelInfo:
     cubin_bytes: int
     seconds: float = field(default=0.0, compare=False)
     """Time the compiler took; 0 when the cubin came from the cache."""
+
+
+class Selected(NamedTuple):
+    """What comes back where values are asked for."""
+
+    indices: Any
+    """(rows, k)."""
+    values: Any
+    """(rows, k), of the logits' type; -inf where the index is -1."""

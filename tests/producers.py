@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drvtopk import arrays, dlpack
 from drvtopk.driver import Driver
+from drvtopk.interop import arrays, dlpack
 
 TYPESTRS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<V2", "int32": "<i4", "int64": "<i8", "uint8": "|u1"}
 

@@ -39,10 +39,10 @@ import drvtopk
 from drvtopk.engine import Engine, Prepared, current_engine
 from drvtopk.errors import PlanError
 from drvtopk.plan import Problem, calculated_occupancy, plan
-from drvtopk.reference import narrowed
 from drvtopk.spec import DeviceInfo, KernelInfo, Variant, align
+from drvtopk.testing.inputs import INPUTS, make
+from drvtopk.testing.oracle import narrowed
 from tests.gpu.support import compile_ahead
-from tests.inputs import INPUTS, make
 from tools import timing, yardstick
 from tools.cells import BASE_ROWS, GRIDS, Asked, Cell, cells_of, known_routes, split_route
 from tools.checking import Expected

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from drvtopk.plan import Problem
 from drvtopk.spec import CLUSTERS, DTYPES, ROUTES, Options
-from tests.inputs import INPUTS
+from drvtopk.testing.inputs import INPUTS
 from tools import yardstick
 
 Lengths = npt.NDArray[np.int32]

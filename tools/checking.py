@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.reference import faults, ordered_keys, widened
+from drvtopk.testing.oracle import faults, ordered_keys, widened
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int32]

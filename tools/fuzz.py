@@ -34,8 +34,8 @@ import numpy as np
 import drvtopk
 from drvtopk.errors import PlanError
 from drvtopk.plan import Plan
-from tests.cases import Case, draw
-from tests.inputs import INPUTS
+from drvtopk.testing.cases import Case, draw
+from drvtopk.testing.inputs import INPUTS
 
 JOBS = {"gpu": 8, "cpu": os.cpu_count() or 1}
 # Seconds of silence after which a case counts as hung, compiling included. In the harness each launch has a limit of

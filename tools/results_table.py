@@ -161,7 +161,7 @@ def adversarial_table(measured: Lines) -> str:
     return "\n".join(
         [
             "",
-            "[Inputs that break kernels of this family](tests/inputs.py):",
+            "[Inputs that break kernels of this family](drvtopk/testing/inputs.py):",
             "",
             head,
             "|---|---:|---:|---:|---|",

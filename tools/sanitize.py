@@ -32,10 +32,10 @@ def target() -> int:
     import drvtopk
     from drvtopk.engine import current_engine
     from drvtopk.plan import Problem
-    from drvtopk.reference import narrowed
     from drvtopk.spec import PLAIN, Options, Tuning
+    from drvtopk.testing.inputs import make
+    from drvtopk.testing.oracle import narrowed
     from tests.gpu.support import Gpu, layout
-    from tests.inputs import make
 
     tuning = Tuning(
         short_max=512, radix_threshold=1024, cluster_threshold=1024, min_chunk=4, max_candidates=160, samples=128

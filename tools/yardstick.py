@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 PEERS = Path(__file__).parent / "results" / "peers.json"
 
-# Which input of tests/inputs.py an adversarial input of the peers is; the others have none.
+# Which input of drvtopk/testing/inputs.py an adversarial input of the peers is; the others have none.
 SAME_INPUT = {
     "ascending": "ascending",
     "descending": "descending",
@@ -58,7 +58,7 @@ def _cells() -> tuple[dict[tuple[Any, ...], dict[str, float]], dict[tuple[Any, .
 
 
 def adversarial() -> list[tuple[str, int, int, int]]:
-    """(input, k, rows, length) of what the peers were given beside normal values, as far as tests/inputs.py has it."""
+    """(input, k, rows, length) of what the peers were given beside normal values, where we have that input."""
     ours = {theirs: name for name, theirs in SAME_INPUT.items()}
     return [(ours[kind], k, rows, length) for kind, k, rows, length, *_ in data()["adversarial"] if kind in ours]
 

@@ -11,7 +11,7 @@ from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.options import add_instantiations, add_options, in_words, instantiations_of, options_of
 from drvtopk.cli.output import add_json, print_json, print_table
 from drvtopk.compiler import check_arch, compile_variants, nvrtc_version
-from drvtopk.export import check_out_folder, cubin_name
+from drvtopk.export.write import check_out_folder, cubin_name
 from drvtopk.files import write_together
 
 

@@ -23,8 +23,8 @@ from drvtopk.cli.selecting import NOT_ON_A_DEVICE
 from drvtopk.compiler import compile_variant
 from drvtopk.engine import Engine, Prepared, current_engine
 from drvtopk.plan import Plan, Problem, after_refusal, plan
-from drvtopk.reference import faults, topk_reference
 from drvtopk.spec import KNOWN_DEVICES, MAX_K
+from drvtopk.testing.oracle import faults, topk_reference
 
 ROWS, WIDTH, SEED = 128, 32768, 20250929
 LAUNCHES, RUNS = 20, 5

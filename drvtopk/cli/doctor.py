@@ -24,7 +24,7 @@ from drvtopk.compiler import (
 )
 from drvtopk.driver import load
 from drvtopk.errors import CompilerUnavailable, InvalidArgument, TopKError
-from drvtopk.prebuilt import current
+from drvtopk.export.prebuilt import current
 from drvtopk.source import kernel_sources
 from drvtopk.spec import DeviceInfo
 

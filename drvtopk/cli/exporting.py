@@ -12,8 +12,8 @@ from drvtopk.cli.options import add_instantiations, add_options, in_words, insta
 from drvtopk.cli.output import add_json, print_json, print_table
 from drvtopk.compiler import check_device_arch
 from drvtopk.export import export_kernels
-from drvtopk.manifest import MANIFEST
-from drvtopk.prebuilt import CUBINS_VARIABLE
+from drvtopk.export.manifest import MANIFEST
+from drvtopk.export.prebuilt import CUBINS_VARIABLE
 
 
 def add(commands: Any) -> None:

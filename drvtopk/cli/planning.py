@@ -15,6 +15,7 @@ from drvtopk.compiler import compile_variant
 from drvtopk.engine import current_engine
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument
 from drvtopk.explain import explain
+from drvtopk.export.prebuilt import current
 from drvtopk.plan import (
     MAX_STRIDE,
     Clusters,
@@ -25,7 +26,6 @@ from drvtopk.plan import (
     calculated_occupancy,
     plan,
 )
-from drvtopk.prebuilt import current
 from drvtopk.progress import preparing
 from drvtopk.spec import (
     CLUSTERS,

@@ -16,9 +16,10 @@ from drvtopk.cli.options import add_options, in_words, options_of
 from drvtopk.cli.output import add_json, note, print_json, whole
 from drvtopk.engine import current_engine
 from drvtopk.errors import InvalidArgument
+from drvtopk.interop.host_arrays import check_pages, logits_dtype, row_lengths, row_starts_of
 from drvtopk.plan import Plan, Problem
-from drvtopk.reference import check_pages, logits_dtype, row_lengths, row_starts_of, topk_reference
 from drvtopk.spec import INDEX_DTYPES, MAX_K, MAX_WIDTH, ROUTES, Options
+from drvtopk.testing.oracle import topk_reference
 
 NOT_ON_A_DEVICE = "no GPU: nothing ran on a device"
 FILES = ("logits", "lengths", "row_starts", "page_table", "out", "values")  # arguments that name one, in this order

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from drvtopk.engine import Engine, Prepared
 from drvtopk.errors import PlanError
 from drvtopk.plan import Problem, plan
-from drvtopk.reference import faults
+from drvtopk.testing.oracle import faults
 
 Floats = npt.NDArray[np.float32]
 Timed = Callable[[Engine, Prepared, list[npt.NDArray[Any]]], tuple[npt.NDArray[np.int32], float]]

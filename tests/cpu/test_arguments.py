@@ -19,11 +19,11 @@ import pytest
 import drvtopk
 from drvtopk import driver as drv
 from drvtopk.__main__ import main
-from drvtopk.arrays import from_address, stream_handle, view
 from drvtopk.errors import InvalidArgument, PlanError
+from drvtopk.interop.arrays import from_address, stream_handle, view
 from drvtopk.plan import Problem, plan
-from drvtopk.reference import faults
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
+from drvtopk.testing.oracle import faults
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import Interface

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import drvtopk
-from drvtopk import dlpack
 from drvtopk import driver as drv
-from drvtopk.arrays import DeviceView, from_address, stream_handle, view
 from drvtopk.errors import DriverError, InvalidArgument
-from drvtopk.reference import faults, narrowed
+from drvtopk.interop import dlpack
+from drvtopk.interop.arrays import DeviceView, from_address, stream_handle, view
 from drvtopk.staging import Staging
+from drvtopk.testing.oracle import faults, narrowed
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import CupyArray, Interface, Legacy, Memory, Tensor, Versioned, frameworks

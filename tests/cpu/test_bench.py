@@ -18,8 +18,9 @@ from drvtopk.engine import Engine, Prepared
 from drvtopk.errors import PlanError
 from drvtopk.plan import Plan, Problem
 from drvtopk.spec import KNOWN_DEVICES
-from tests import emulated, inputs
-from tests.inputs import INPUTS
+from drvtopk.testing import inputs
+from drvtopk.testing.inputs import INPUTS
+from tests import emulated
 from tools import bench, cells, host_cost, lines, timing, torch_peer, yardstick
 from tools.checking import Expected
 

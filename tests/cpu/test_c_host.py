@@ -23,14 +23,13 @@ import pytest
 
 import drvtopk
 from drvtopk import engine, measured, spec
-from drvtopk.c_header import kernels_header
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
 from drvtopk.engine import EXTRAS_BYTES, PARAMS_BYTES, Engine
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.export import ExportedKernel, export_kernels
+from drvtopk.export.c_header import kernels_header
 from drvtopk.plan import MAX_STRIDE, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
-from drvtopk.reference import faults, ordered_keys
 from drvtopk.spec import (
     ARCHITECTURES,
     CLUSTERS,
@@ -47,6 +46,7 @@ from drvtopk.spec import (
     Tuning,
     Variant,
 )
+from drvtopk.testing.oracle import faults, ordered_keys
 from tests.c_host.running import CC, SOURCES, STRICT, Host, Ran, as_printed, build, cc, undefined_is_fatal
 from tests.fake_driver import FakeDriver
 
@@ -210,7 +210,7 @@ def _known_times(times: Any, monkeypatch: pytest.MonkeyPatch, nothing_measured: 
 
 def built(folder: Path, kernels: list[ExportedKernel]) -> Shim:
     (folder / "drvtopk_kernels.h").write_text(kernels_header(kernels))
-    shutil.copy(ROOT / "drvtopk" / "drvtopk.h", folder)
+    shutil.copy(ROOT / "drvtopk" / "export" / "drvtopk.h", folder)
     library = folder / "shim.so"
     cc("-std=c99", *STRICT, *LIBRARY, "-I", folder, SOURCES / "shim.c", "-o", library, "-lm")
     return Shim(library, kernels)
@@ -618,7 +618,7 @@ def test_the_headers_compile_without_a_warning(tmp_path: Path, shim: Shim, compi
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
     (tmp_path / "drvtopk_kernels.h").write_text(kernels_header(shim.kernels[:50]))
-    shutil.copy(ROOT / "drvtopk" / "drvtopk.h", tmp_path)
+    shutil.copy(ROOT / "drvtopk" / "export" / "drvtopk.h", tmp_path)
     source = tmp_path / ("main.cpp" if compiler == "c++" else "main.c")
     source.write_text('#include "drvtopk_kernels.h"\nint main(void) { return drvtopk_exported.kernel_count != 50; }\n')
     program = tmp_path / "main"
@@ -640,7 +640,7 @@ def test_the_parameter_block_is_laid_out_as_the_kernels_are_told(tmp_path: Path,
             where = spec.packed(fields[:at]).size
             lines.append(f'_Static_assert(offsetof({kind}, {member}) == {where}, "{name}");')
     (tmp_path / "drvtopk_kernels.h").write_text(kernels_header(shim.kernels[:1]))
-    shutil.copy(ROOT / "drvtopk" / "drvtopk.h", tmp_path)
+    shutil.copy(ROOT / "drvtopk" / "export" / "drvtopk.h", tmp_path)
     (tmp_path / "layout.c").write_text("\n".join(lines) + "\n")
     cc("-std=c11", "-Wall", "-Werror", "-I", tmp_path, "-c", tmp_path / "layout.c", "-o", tmp_path / "layout.o")
 

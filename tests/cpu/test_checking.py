@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drvtopk.reference import faults, narrowed, select, widened
 from drvtopk.spec import Options
-from tests.inputs import make
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults, narrowed, select, widened
 from tools import checking
 from tools.checking import Expected
 

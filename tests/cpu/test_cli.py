@@ -20,8 +20,8 @@ from drvtopk.__main__ import main
 from drvtopk.cli import indexer
 from drvtopk.errors import CompileError, CompilerUnavailable, DriverUnavailable, InvalidArgument
 from drvtopk.plan import Plan
-from drvtopk.reference import faults, narrowed, topk_reference
 from drvtopk.spec import DTYPES, ROUTES, KernelInfo, Options, Variant
+from drvtopk.testing.oracle import faults, narrowed, topk_reference
 from tests import tiny
 from tests.needs import needs_nvrtc
 

@@ -13,8 +13,8 @@ import pytest
 from drvtopk.__main__ import main
 from drvtopk.cli import demo, indexer
 from drvtopk.driver import Driver
-from drvtopk.reference import faults, narrowed
 from drvtopk.spec import ROUTES, Options
+from drvtopk.testing.oracle import faults, narrowed
 from tests import emulated
 from tests.emulated import EmulatedDriver
 

@@ -20,8 +20,8 @@ from drvtopk import driver as drv
 from drvtopk import engine
 from drvtopk.engine import current_engine
 from drvtopk.errors import CompileError
-from drvtopk.reference import faults
 from drvtopk.spec import Variant
+from drvtopk.testing.oracle import faults
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import Interface

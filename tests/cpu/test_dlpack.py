@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from drvtopk import dlpack
-from drvtopk.dlpack import Tensor
+from drvtopk.interop import dlpack
+from drvtopk.interop.dlpack import Tensor
 from tests.interrupted import everywhere
 
 _rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_SetName", ctypes.pythonapi))

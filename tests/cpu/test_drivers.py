@@ -16,8 +16,8 @@ from drvtopk.driver import Driver
 from drvtopk.engine import Engine
 from drvtopk.errors import DriverError, DriverUnavailable
 from drvtopk.plan import Problem
-from drvtopk.reference import faults
 from drvtopk.staging import Staging
+from drvtopk.testing.oracle import faults
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.fake_driver import Answer, FakeDriver

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 import drvtopk
-from drvtopk import engine, export, manifest, records, rules, source, spec
+from drvtopk import engine, records, source, spec
 from drvtopk.__main__ import main
 from drvtopk.cache import Cache
 from drvtopk.compiler import definitions, nvrtc_version
 from drvtopk.errors import CompileError, InvalidArgument, PlanError
-from drvtopk.export import ExportedKernel, export_kernels
+from drvtopk.export import ExportedKernel, export_kernels, manifest, rules
+from drvtopk.export import write as export
 from drvtopk.plan import Problem, calculated_clusters, calculated_occupancy, plan
 from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES, KernelInfo, Options, Tuning, Variant, instantiations
 
@@ -62,7 +63,7 @@ def test_a_folder_holds_cubins_headers_and_a_manifest_and_nothing_else(exported:
     files = {record["file"] for record in found["kernels"]}
     assert {file.name for file in exported.iterdir()} == {*files, "manifest.json", "drvtopk.h", "drvtopk_kernels.h"}
     assert len(files) == len(FEW) + len(OTHERS) + len(EXTENDED)
-    assert (exported / "drvtopk.h").read_bytes() == (ROOT / "drvtopk" / "drvtopk.h").read_bytes()
+    assert (exported / "drvtopk.h").read_bytes() == (ROOT / "drvtopk" / "export" / "drvtopk.h").read_bytes()
     assert (found["format"], found["drvtopk"], found["nvrtc"]) == (1, drvtopk.__version__, list(nvrtc_version()))
     assert found["sources"] == source.sources_digest() and re.fullmatch("[0-9a-f]{64}", found["sources"])
     header = (exported / "drvtopk_kernels.h").read_text()

@@ -17,9 +17,10 @@ import os, signal, sys, threading
 signal.alarm(50)
 import numpy as np
 import drvtopk
-from drvtopk import cache, compiler, dlpack, driver as drv, engine, forks, progress, workers
+from drvtopk import cache, compiler, driver as drv, engine, forks, progress, workers
+from drvtopk.interop import dlpack
 from drvtopk.plan import plan
-from drvtopk.reference import faults
+from drvtopk.testing.oracle import faults
 from tests import emulated
 from tests.producers import Interface
 

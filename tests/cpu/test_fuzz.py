@@ -17,7 +17,7 @@ import pytest
 import drvtopk
 from drvtopk.plan import vec_size
 from drvtopk.spec import ROUTES
-from tests.cases import CHOICES, draw, every_pair
+from drvtopk.testing.cases import CHOICES, draw, every_pair
 from tests.needs import needs_cpp, needs_nvrtc
 from tools import fuzz
 
@@ -113,7 +113,7 @@ def test_right_kernels_pass() -> None:
     [
         ("cuda_src/row_alone.cuh", "if (i < row.n) {", "if (i <= row.n) {", "row "),
         (
-            "drvtopk/reference.py",
+            "drvtopk/testing/oracle.py",
             "best = np.sort(np.partition(keys, n - m)[n - m :])",
             "best = np.sort(keys[:m])",
             "keys",

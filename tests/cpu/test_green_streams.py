@@ -10,11 +10,11 @@ import pytest
 
 from drvtopk import api, engine
 from drvtopk import driver as drv
-from drvtopk.arrays import from_address
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine
 from drvtopk.errors import NotPrepared, PlanError
+from drvtopk.interop.arrays import from_address
 from drvtopk.plan import Plan
 from drvtopk.spec import KNOWN_DEVICES
 from tests import emulated

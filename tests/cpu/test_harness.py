@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drvtopk.plan import Problem
-from drvtopk.reference import faults, narrowed
 from drvtopk.source import kernel_sources
 from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DTYPES, MAX_K, NANS, ROUTES, Options, align
+from drvtopk.testing.inputs import INPUTS, make
+from drvtopk.testing.oracle import faults, narrowed
 from tests.harness.runner import Array, Ints, build, simulate
 from tests.harness.scenario import TUNING, WIDTH, ancestor, any_scenario, plan_for, telling_scenario
-from tests.inputs import INPUTS, make
 from tests.needs import needs_cpp
 
 pytestmark = needs_cpp

@@ -153,7 +153,8 @@ WRONG = [
     (
         "words that are written while they are sent",
         _OPEN + "w[t] = t; __syncthreads(); if (t == 0) ptx::mail_announce(box, next, 16);"
-        " if (t == 0) ptx::mail_copy(reinterpret_cast<uint4*>(w), next, box); if (t == 33) w[2] = 7; ptx::mail_wait(box, 0);",
+        " if (t == 0) ptx::mail_copy(reinterpret_cast<uint4*>(w), next, box); if (t == 33) w[2] = 7;"
+        " ptx::mail_wait(box, 0);",
         "fault",
         "in a race with",
     ),

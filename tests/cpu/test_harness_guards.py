@@ -10,12 +10,12 @@ import pytest
 
 from drvtopk.errors import InvalidArgument
 from drvtopk.plan import Problem
-from drvtopk.reference import faults, narrowed
 from drvtopk.spec import DEFAULT_TUNING, DTYPES, MAX_COUNTED, PLAIN, ROUTES, Options, Tuning
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults, narrowed
 from tests.harness import guards
 from tests.harness.runner import simulate
-from tests.harness.scenario import TUNING, Scenario, plan_for, telling_gather
-from tests.inputs import make
+from tests.harness.scenario import TUNING, Scenario, plan_for
 from tests.needs import needs_cpp
 
 pytestmark = needs_cpp

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from drvtopk import prebuilt
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine
 from drvtopk.events import EVENTS, tell
-from drvtopk.export import export_kernels
+from drvtopk.export import export_kernels, prebuilt
+from drvtopk.export.prebuilt import Prebuilt
 from drvtopk.plan import Problem
-from drvtopk.prebuilt import Prebuilt
 from drvtopk.spec import instantiations
 from tests.fake_driver import FakeDriver
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import drvtopk
-from drvtopk import arrays, dlpack
 from drvtopk import driver as drv
-from drvtopk.arrays import from_address, stream_handle, view
 from drvtopk.errors import InvalidArgument
-from drvtopk.reference import faults
+from drvtopk.interop import arrays, dlpack
+from drvtopk.interop.arrays import from_address, stream_handle, view
+from drvtopk.testing.oracle import faults
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import CupyArray, Interface, Legacy, Memory, Tensor, Versioned, frameworks

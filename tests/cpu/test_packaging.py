@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_wheel_holds_the_package_and_its_kernels_and_nothing_else(built: tuple[Path, Path]) -> None:
     names = set(zipfile.ZipFile(built[0]).namelist())
     assert {name for name in names if re.search(r"\.cuh?$", name)} == {f"drvtopk/cuda_src/{name}" for name in KERNELS}
-    assert {"drvtopk/py.typed", "drvtopk/__main__.py", "drvtopk/compiler.py", "drvtopk/drvtopk.h"} <= names
+    assert {"drvtopk/py.typed", "drvtopk/__main__.py", "drvtopk/compiler.py", "drvtopk/export/drvtopk.h"} <= names
     measured = {f"drvtopk/{file.name}" for file in (ROOT / "drvtopk").glob("*.json")}
     assert measured == {"drvtopk/measured.json"} and measured <= names, "what the planner was measured to choose by"
     info = f"drvtopk-{drvtopk.__version__}.dist-info"
@@ -85,7 +85,8 @@ print(drvtopk.__file__, *names, sep="\\n")
 
 FROM_ZIP = """
 import drvtopk
-from drvtopk import c_header, measured, source
+from drvtopk.export import c_header
+from drvtopk import measured, source
 from drvtopk.__main__ import main
 print(drvtopk.__file__, source.sources_digest(), len(measured.table()), len(c_header.rules_header()))
 raise SystemExit(main("plan --device h200 --rows 64 --stride 60000 --k 1024 --occupancy 2".split()))

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 import drvtopk
-from drvtopk import compiler, engine, prebuilt, records, source
+from drvtopk import compiler, engine, records, source
 from drvtopk.__main__ import _parser, main
 from drvtopk.cache import Cache
 from drvtopk.cli.options import options_of
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine
 from drvtopk.errors import CacheWarning, CompilerUnavailable, DriverUnavailable, InvalidArgument
-from drvtopk.export import export_kernels
+from drvtopk.export import export_kernels, prebuilt
+from drvtopk.export.prebuilt import Prebuilt, export_command, use_cubins
 from drvtopk.plan import Problem
-from drvtopk.prebuilt import Prebuilt, export_command, use_cubins
 from drvtopk.spec import CLUSTERS, Options, Tuning, Variant, instantiations
 from tests.fake_driver import FakeDriver
 

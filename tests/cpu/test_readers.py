@@ -18,14 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from drvtopk import compiler, manifest, records
+from drvtopk import compiler, records
 from drvtopk.__main__ import main
 from drvtopk.cache import Cache
 from drvtopk.cli.arrays import load
 from drvtopk.errors import CacheWarning, InvalidArgument
-from drvtopk.export import export_kernels
-from drvtopk.manifest import Unreadable
-from drvtopk.prebuilt import Prebuilt, use_cubins
+from drvtopk.export import export_kernels, manifest
+from drvtopk.export.manifest import Unreadable
+from drvtopk.export.prebuilt import Prebuilt, use_cubins
 from drvtopk.spec import Options, Tuning, Variant, instantiations
 
 pytestmark = [pytest.mark.usefixtures("tiny_kernels"), pytest.mark.timeout(60)]

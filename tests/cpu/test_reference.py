@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from drvtopk.errors import InvalidArgument
-from drvtopk.reference import faults, ordered_keys, topk_reference
-from tests.inputs import INPUTS, make
+from drvtopk.testing.inputs import INPUTS, make
+from drvtopk.testing.oracle import faults, ordered_keys, topk_reference
 
 
 def test_keys_order_as_values_do() -> None:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from drvtopk.errors import InvalidArgument
-from drvtopk.reference import Selected, faults, narrowed, ordered_keys, row_windows, select, topk_reference, widened
-from drvtopk.spec import DTYPES, NANS, Options
-from tests.inputs import make
+from drvtopk.spec import DTYPES, NANS, Options, Selected
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults, narrowed, ordered_keys, row_windows, select, topk_reference, widened
 
 Array = npt.NDArray[Any]
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from drvtopk import api, engine, events, prebuilt
-from drvtopk.arrays import from_address
+from drvtopk import api, engine, events
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
 from drvtopk.engine import PARAMS_BYTES, Engine
 from drvtopk.errors import InvalidArgument, WorkspaceTooSmall
+from drvtopk.export import prebuilt
+from drvtopk.interop.arrays import from_address
 from drvtopk.plan import Problem
 from tests import emulated
 from tests.fake_driver import FakeDriver

@@ -22,9 +22,9 @@ from drvtopk.cache import Cache, default_folder
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine, Prepared
 from drvtopk.plan import Problem
-from drvtopk.reference import Selected, faults, narrowed
-from drvtopk.spec import PLAIN, ROUTES, Options, Variant, align
-from tests.inputs import canaries, surround
+from drvtopk.spec import PLAIN, ROUTES, Options, Selected, Variant, align
+from drvtopk.testing.inputs import canaries, surround
+from drvtopk.testing.oracle import faults, narrowed
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -37,7 +37,7 @@ NO_CLUSTERS = "no clusters here: compute capability 9.0 and 10.x have them"
 NOT_INSTALLED = "not installed here:"
 ONE_DEVICE = "one GPU: nothing to see of several"
 MEANT = (NO_CLUSTERS, NOT_INSTALLED, ONE_DEVICE)  # reasons to skip that are no failure anywhere
-# vec_size: base offset and extra stride, in elements. The offset alone decides where there is one row, which has no stride.
+# vec_size: base offset and extra stride, in elements. A single row has no stride: there the offset decides.
 _LAYOUTS = {8: (0, 0), 4: (4, 4), 2: (2, 2), 1: (1, 0)}
 
 

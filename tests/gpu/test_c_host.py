@@ -11,11 +11,11 @@ import pytest
 from drvtopk.cache import Cache, default_folder
 from drvtopk.export import export_kernels
 from drvtopk.plan import Clusters, Occupancy, Plan, Problem, after_refusal, plan
-from drvtopk.reference import faults, ordered_keys
 from drvtopk.spec import PLAIN, Options, Variant
+from drvtopk.testing.inputs import INPUTS
+from drvtopk.testing.oracle import faults, ordered_keys
 from tests.c_host.running import CC, Host, as_printed, build
 from tests.gpu.support import NOT_INSTALLED, Floats, Gpu, compile_ahead, emulated
-from tests.inputs import INPUTS
 
 pytestmark = pytest.mark.real
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from drvtopk.__main__ import main
-from drvtopk.reference import faults, narrowed
 from drvtopk.spec import ROUTES, Options
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults, narrowed
 from tests.gpu.support import Gpu
-from tests.inputs import make
 
 
 def test_demo_runs_on_the_device_and_is_exact(gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,12 @@ import pytest
 
 from drvtopk.errors import PlanError
 from drvtopk.plan import Plan, Problem, plan
-from drvtopk.reference import faults
 from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, PLAIN, Options, Tuning, Variant
-from tests.cases import SMALL
+from drvtopk.testing.cases import SMALL
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults
 from tests.gpu.support import POISON, Gpu, compile_ahead, layout
 from tests.gpu.test_progress import Blocker
-from tests.inputs import make
 
 K = 100
 TIGHT = replace(SMALL, max_candidates=K)
@@ -149,7 +149,7 @@ def test_a_cluster_takes_rows_in_turn(gpu: Gpu, groups: int, group: int) -> None
 
 @sizes
 def test_options_together(gpu: Gpu, group: int) -> None:
-    from drvtopk.reference import narrowed
+    from drvtopk.testing.oracle import narrowed
 
     for rows in (1, 200):
         lengths = np.resize(np.array(limits(group, ROOMY, K, 2500)[::-1], np.int32), rows)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from drvtopk.plan import Problem, plan
-from drvtopk.reference import faults
 from drvtopk.spec import PLAIN, Options
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults
 from tests.gpu.kernels import Kernel, within
 from tests.gpu.support import POISON, Gpu, compile_ahead
-from tests.inputs import make
 
 pytestmark = [pytest.mark.alone, pytest.mark.real]
 ROWS, WIDTH, K = 64, 131_072, 1024

@@ -11,9 +11,9 @@ import pytest
 import drvtopk
 from drvtopk.compiler import compile_source
 from drvtopk.plan import Problem
-from drvtopk.reference import faults
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults
 from tests.gpu.support import POISON, Gpu
-from tests.inputs import make
 
 WIDTH = 24_000
 CHAIN = 10_000

@@ -14,8 +14,8 @@ import pytest
 
 from drvtopk.engine import Prepared
 from drvtopk.plan import Problem, plan
-from drvtopk.reference import Selected, select
-from drvtopk.spec import PLAIN, Options
+from drvtopk.spec import PLAIN, Options, Selected
+from drvtopk.testing.oracle import select
 from tests.gpu.kernels import Kernel
 from tests.gpu.support import Array, Gpu, Ints, compile_ahead
 

@@ -13,7 +13,7 @@ import pytest
 
 import drvtopk
 from drvtopk.engine import current_engine
-from drvtopk.reference import faults
+from drvtopk.testing.oracle import faults
 from tests.gpu.support import ONE_DEVICE, Gpu
 
 pytestmark = [pytest.mark.alone, pytest.mark.real]

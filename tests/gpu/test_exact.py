@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drvtopk.plan import Problem
-from drvtopk.reference import narrowed
 from drvtopk.spec import DEFAULT_TUNING, PLAIN, ROUTES, Options, Tuning
+from drvtopk.testing.inputs import INPUTS, make
+from drvtopk.testing.oracle import narrowed
 from tests.gpu.support import INSTANTIATIONS, Floats, Gpu, layout
-from tests.inputs import INPUTS, make
 
 SMALL = Tuning(short_max=1024, radix_threshold=2048, cluster_threshold=2048, min_chunk=256, max_candidates=512)
 CLUSTERS_SMALL = dataclasses.replace(SMALL, max_candidates=2048, samples=1024)  # no less than k, and room for guesses
@@ -234,7 +234,7 @@ def test_shapes_of_lengths(gpu: Gpu, shape: tuple[int, ...]) -> None:
     lengths = np.array([9, 5000, 0, 40_000, 33_000, 700], np.int32)
     x = make("normal", 6, 40_000)
     found = drvtopk.topk(x, 512, lengths.reshape(shape))
-    from drvtopk.reference import faults
+    from drvtopk.testing.oracle import faults
 
     assert faults(x, 512, lengths, found) == []
 

@@ -16,12 +16,12 @@ import pytest
 import drvtopk
 from drvtopk.errors import PlanError
 from drvtopk.plan import Problem, plan
-from drvtopk.reference import faults
 from drvtopk.spec import ROUTES, Variant
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults
 from tests.gpu.green import Green, green_stream
 from tests.gpu.kernels import within
 from tests.gpu.support import POISON, Floats, Gpu, Ints, compile_ahead
-from tests.inputs import make
 
 pytestmark = [pytest.mark.alone, pytest.mark.real]
 K = 1024

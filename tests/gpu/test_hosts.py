@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import drvtopk
-from drvtopk.reference import faults
 from drvtopk.spec import ROUTES
+from drvtopk.testing.oracle import faults
 from tests.gpu.support import NOT_INSTALLED, Gpu
 
 pytestmark = [pytest.mark.alone, pytest.mark.real]

@@ -12,10 +12,10 @@ import pytest
 import drvtopk
 from drvtopk.errors import PlanError, WorkspaceTooSmall
 from drvtopk.plan import Problem, calculated_occupancy
-from drvtopk.reference import faults
 from drvtopk.spec import KNOWN_DEVICES, ROUTES, TOP_KS, VEC_SIZES, DeviceInfo, Tuning, Variant
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults
 from tests.gpu.support import POISON, Gpu, layout
-from tests.inputs import make
 
 ODD = DeviceInfo(
     name="20 SMs, 48 KB",

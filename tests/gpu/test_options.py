@@ -10,11 +10,11 @@ import pytest
 
 import drvtopk
 from drvtopk.plan import Problem, plan
-from drvtopk.reference import faults, narrowed, select
 from drvtopk.spec import DEFAULT_TUNING, DTYPES, NANS, PLAIN, ROUTES, Options, Tuning, Variant
-from tests.cases import SMALL, every_pair, layouts
+from drvtopk.testing.cases import SMALL, every_pair, layouts
+from drvtopk.testing.inputs import INPUTS, make
+from drvtopk.testing.oracle import faults, narrowed, select
 from tests.gpu.support import Array, Gpu, compile_ahead, layout
-from tests.inputs import INPUTS, make
 
 SINGLE = {
     "bfloat16": Options(dtype="bfloat16"),

@@ -17,10 +17,10 @@ import pytest
 from drvtopk.compiler import compile_source
 from drvtopk.engine import Engine
 from drvtopk.plan import Problem
-from drvtopk.reference import faults
 from drvtopk.spec import ROUTES
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults
 from tests.gpu.support import POISON, Gpu
-from tests.inputs import make
 
 K = 1024
 PATIENCE_SECONDS = 20

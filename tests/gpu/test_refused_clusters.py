@@ -16,9 +16,9 @@ import pytest
 from drvtopk.engine import Prepared
 from drvtopk.errors import DriverError
 from drvtopk.plan import Problem
-from drvtopk.reference import faults
+from drvtopk.testing.inputs import make
+from drvtopk.testing.oracle import faults
 from tests.gpu.support import POISON, Gpu
-from tests.inputs import make
 
 ROWS, WIDTH, K, GROUP = 3, 70_000, 1024, 8
 REFUSALS = (720, 912)

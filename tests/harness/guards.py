@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from drvtopk.plan import Plan, Problem
-from drvtopk.reference import narrowed
 from drvtopk.spec import PLAIN, Options, Tuning
+from drvtopk.testing.inputs import make, scale_mix
+from drvtopk.testing.oracle import narrowed
 from tests.harness.runner import Array
 from tests.harness.scenario import ROOMY, TUNING, Scenario, plan_for
-from tests.inputs import make, scale_mix
 
 READ_ONCE = 1.2
 """Bytes read over bytes there are, of rows that are gathered: the last loads are made again."""

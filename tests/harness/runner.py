@@ -21,10 +21,10 @@ import numpy.typing as npt
 from drvtopk import spec
 from drvtopk.compiler import definitions
 from drvtopk.plan import Plan
-from drvtopk.reference import narrowed
 from drvtopk.source import kernel_sources
 from drvtopk.spec import INDEX_DTYPES, Variant
-from tests.inputs import canaries, surround
+from drvtopk.testing.inputs import canaries, surround
+from drvtopk.testing.oracle import narrowed
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from drvtopk.plan import Plan, Problem, plan
-from drvtopk.reference import faults, narrowed, select
 from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, PLAIN, Options, Tuning, align
-from tests.cases import SMALL, draw_options, every_pair
+from drvtopk.testing.cases import SMALL, draw_options, every_pair
+from drvtopk.testing.inputs import INPUTS, make
+from drvtopk.testing.oracle import faults, narrowed, select
 from tests.harness.runner import Array, Floats, Ints, Run, Words, simulate
-from tests.inputs import INPUTS, make
 
 # Rows of at most 1500 elements take every path.
 TUNING = SMALL

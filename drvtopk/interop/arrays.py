@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drvtopk import dlpack, hosts
 from drvtopk.checks import as_int, flag, integer, integers, one_of, reason, shown
 from drvtopk.errors import InvalidArgument
+from drvtopk.interop import dlpack, hosts
 from drvtopk.spec import DTYPES, INDEX_DTYPES
 
 # numpy has no name for bfloat16: ml_dtypes exports its words as '<V2', others as uint16.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import drvtopk
 from drvtopk import measured, spec
 from drvtopk.errors import InvalidArgument
-from drvtopk.manifest import ExportedKernel
+from drvtopk.export.manifest import ExportedKernel
 from drvtopk.plan import MAX_STRIDE
 from drvtopk.source import shipped
 from drvtopk.spec import Options, Tuning, Variant
@@ -21,7 +21,7 @@ _PLANNED_BY = ("radix_threshold", "cluster_threshold", "sms_to_share", "min_chun
 
 def rules_header() -> bytes:
     """The text of drvtopk.h, by whose rules a host plans and launches."""
-    return shipped("drvtopk.h").read_bytes()
+    return shipped("export/drvtopk.h").read_bytes()
 
 
 def kernels_header(kernels: Sequence[ExportedKernel]) -> str:

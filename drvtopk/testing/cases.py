@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from drvtopk.plan import Plan, Problem
-from drvtopk.reference import faults, narrowed, row_windows, select
 from drvtopk.spec import (
     CLUSTERS,
     DEFAULT_TUNING,
@@ -27,7 +26,8 @@ from drvtopk.spec import (
     Tuning,
     align,
 )
-from tests.inputs import INPUTS, make
+from drvtopk.testing.inputs import INPUTS, make
+from drvtopk.testing.oracle import faults, narrowed, row_windows, select
 
 Array = npt.NDArray[Any]
 

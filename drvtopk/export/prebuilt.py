@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from drvtopk import manifest
 from drvtopk.compiler import definitions
 from drvtopk.errors import CacheWarning, CompilerUnavailable, InvalidArgument
 from drvtopk.events import tell
-from drvtopk.manifest import ExportedKernel, Manifest, Unreadable
+from drvtopk.export import manifest
+from drvtopk.export.manifest import ExportedKernel, Manifest, Unreadable
 from drvtopk.source import sources_digest
 from drvtopk.spec import DEFAULT_TUNING, PLAIN, KernelInfo, Options, Variant
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk import dlpack
-from drvtopk.arrays import TYPESTRS, DeviceView, from_address, same_stream
 from drvtopk.checks import integer
 from drvtopk.errors import DriverUnavailable, InvalidArgument
+from drvtopk.interop import dlpack
+from drvtopk.interop.arrays import TYPESTRS, DeviceView, from_address, same_stream
 
 if TYPE_CHECKING:
     from drvtopk.engine import Engine

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.reference import narrowed, ordered_keys, row_windows, widened
+from drvtopk.testing.oracle import narrowed, ordered_keys, row_windows, widened
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
