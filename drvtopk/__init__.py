@@ -5,6 +5,7 @@ Importing this package imports no CUDA library; the first call that needs one do
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from drvtopk.errors import (
@@ -25,11 +26,12 @@ from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Selected, Tuning, V
 from drvtopk.testing.oracle import topk_reference
 
 if TYPE_CHECKING:
-    from drvtopk.api import Prepared, devices, prepare, prepare_many, primary_context, topk
-    from drvtopk.engine import Bound
+    from drvtopk.api import devices, primary_context, topk
     from drvtopk.export.prebuilt import use_cubins
     from drvtopk.interop.arrays import DeviceView, from_address
     from drvtopk.interop.device_array import DeviceArray
+    from drvtopk.launch import Bound
+    from drvtopk.prepared import Prepared, prepare, prepare_many
 
 __version__ = "0.1.0"
 
@@ -67,17 +69,27 @@ __all__ = [
     "use_cubins",
 ]
 
-_LAZY = {"Bound", "DeviceArray", "DeviceView", "Prepared", "devices", "from_address", "prepare", "prepare_many"}
-_LAZY |= {"primary_context", "topk"}
+# Where the names are that need numpy's or the driver's side: imported when they are first asked for.
+_HOMES = {
+    "Bound": "drvtopk.launch",
+    "DeviceArray": "drvtopk.interop.device_array",
+    "DeviceView": "drvtopk.interop.arrays",
+    "Prepared": "drvtopk.prepared",
+    "devices": "drvtopk.api",
+    "from_address": "drvtopk.interop.arrays",
+    "prepare": "drvtopk.prepared",
+    "prepare_many": "drvtopk.prepared",
+    "primary_context": "drvtopk.api",
+    "topk": "drvtopk.api",
+    "use_cubins": "drvtopk.export.prebuilt",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name == "use_cubins":
-        from drvtopk.export import prebuilt
-
-        return prebuilt.use_cubins
-    if name in _LAZY:
-        from drvtopk import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

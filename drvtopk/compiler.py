@@ -1,4 +1,4 @@
-"""One instantiation -> cubin, registers, spills, shared memory. The only importer of cuda.bindings.nvrtc.
+"""One instantiation -> cubin, registers, spills, shared memory.
 
 A compile request is closed: the sources are handed over in memory and include nothing else, so its cache key is
 complete, and every instantiation compiles for every architecture on a machine without a GPU.
@@ -7,45 +7,35 @@ complete, and every instantiation compiles for every architecture on a machine w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import importlib.util
 import json
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from drvtopk import cache as caching
-from drvtopk import forks, spec, workers
+from drvtopk import spec, workers
 from drvtopk.cache import Cache
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
 from drvtopk.events import tell
+from drvtopk.nvrtc import GET_IT, check_arch, in_words, load, nvrtc_path, nvrtc_version, supported_archs
 from drvtopk.progress import compiling, progress
 from drvtopk.records import Fields, Malformed, cubin_fault, kernel_info, parse
 from drvtopk.source import kernel_sources
 from drvtopk.spec import KernelInfo, Variant
 
 _SCHEMA = b"drvtopk cubin 1"
-NVRTC_VARIABLE = "DRVTOPK_NVRTC"
 COMPILE_VARIABLE = "DRVTOPK_COMPILE"
-OLDEST = (12, 8)
-"""Kernels in clusters need PTX ISA 8.6, of CUDA 12.7: mbarrier.arrive.expect_tx.relaxed.cluster."""
-_GET_IT = "pip install 'nvidia-cuda-nvrtc-cu12>=12.8,<13'"
 # Without this a quoted include that no header in memory answers is looked for in the current folder.
 _CLOSED = ("--no-source-include",)
 _REPORT = ("--ptxas-options=-v",)  # puts registers, spills and shared memory into the log
 # They change what a float operation returns. Keys need denormals; the rest was tested and measured as it is.
 _ARITHMETIC = ("use_fast_math", "ftz", "prec-div", "prec-sqrt", "fmad")
-
-_lock = forks.lock()
-_nvrtc: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,138 +50,6 @@ class Compiled:
     from_cache: bool
 
 
-def _mapped_libraries() -> list[tuple[int, int, str]]:
-    """(first address, past the last, file) of each piece of an NVRTC in this process (Linux; elsewhere unknown)."""
-    try:
-        maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
-    except OSError:
-        return []
-    found = []
-    for line in maps.splitlines():
-        fields = line.split(maxsplit=5)
-        name = fields[5].rpartition("/")[2] if len(fields) == 6 else ""
-        if name.startswith("libnvrtc") and "builtins" not in name:
-            first, _, past = fields[0].partition("-")
-            found.append((int(first, 16), int(past, 16), fields[5]))
-    return found
-
-
-def _loaded_files() -> list[str]:
-    return sorted({file for _, _, file in _mapped_libraries()})
-
-
-def _file_at(address: int | None) -> str | None:
-    """The NVRTC whose code is at `address`; of an unknown address, the only NVRTC there is."""
-    if address is None:
-        files = _loaded_files()
-        return files[0] if len(files) == 1 else None
-    return next((file for first, past, file in _mapped_libraries() if first <= address < past), None)
-
-
-def _called_address() -> int | None:
-    """Where the bindings' nvrtcVersion is, if they tell (12.9.0 does not)."""
-    try:
-        from cuda.bindings._internal import nvrtc as internal
-
-        return int(internal._inspect_function_pointer("__nvrtcVersion")) or None
-    except (ImportError, AttributeError, KeyError):
-        return None
-
-
-def _wheel_library() -> Path | None:
-    """The library of the nvidia-cuda-nvrtc-cu12 wheel beside us, if it is installed."""
-    try:
-        found = importlib.util.find_spec("nvidia.cuda_nvrtc")
-    except (ImportError, ValueError):
-        return None
-    for place in (found.submodule_search_locations or ()) if found else ():
-        library = Path(place) / "lib" / "libnvrtc.so.12"
-        if library.exists():
-            return library
-    return None
-
-
-def _open(path: str, mode: int, source: str) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(path, mode=mode)
-        library.nvrtcVersion.restype = ctypes.c_int
-    except (OSError, AttributeError) as error:
-        raise CompilerUnavailable(f"{source} {path} cannot be loaded as NVRTC ({error}): {_GET_IT}") from error
-    return library
-
-
-def _check_answers(named: str, library: ctypes.CDLL, version: tuple[int, int]) -> None:
-    """CompilerUnavailable unless the library that DRVTOPK_NVRTC names is the one that the bindings call."""
-    ours, called = ctypes.cast(library.nvrtcVersion, ctypes.c_void_p).value, _called_address()
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    own = major.value, minor.value
-    if own != version if called is None else ours != called:
-        others = ", ".join(file for file in _loaded_files() if file != _file_at(ours))
-        answering = _file_at(called) or others or "another library"
-        raise CompilerUnavailable(
-            f"{NVRTC_VARIABLE} names {named} (NVRTC {own[0]}.{own[1]}), but {answering} "
-            f"(NVRTC {version[0]}.{version[1]}) was loaded before and answers: unset the one, or load the other later"
-        )
-
-
-def _load() -> Any:
-    """The bindings' nvrtc, with the library pinned that shall answer.
-
-    The bindings call what the process's global symbols name, else a loaded libnvrtc.so.13, else .12, else what they
-    find installed. So: the library that DRVTOPK_NVRTC names is put among the global symbols, where it wins or the
-    check says who did; else what the host has loaded stays in charge; else our own wheel's library is loaded first,
-    so that a newer one elsewhere does not slip in, and kept out of the global symbols, where the host might meet it.
-    """
-    global _nvrtc
-    with _lock:
-        if _nvrtc is not None:
-            return _nvrtc
-        named = os.environ.get(NVRTC_VARIABLE)
-        library = None
-        if named:
-            library = _open(named, ctypes.RTLD_GLOBAL, NVRTC_VARIABLE)
-        elif sys.platform == "linux" and not _mapped_libraries() and (ours := _wheel_library()) is not None:
-            _open(str(ours), ctypes.RTLD_LOCAL, "the installed")
-        try:
-            from cuda.bindings import nvrtc
-
-            code, major, minor = nvrtc.nvrtcVersion()
-        except (ImportError, RuntimeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CompilerUnavailable(f"NVRTC is not there ({reason}): {_GET_IT}") from error
-        if int(code) != 0:
-            raise CompilerUnavailable(f"NVRTC does not answer (nvrtcVersion returned {int(code)}): {_GET_IT}")
-        if named and library is not None:
-            _check_answers(named, library, (int(major), int(minor)))
-        if (int(major), int(minor)) < OLDEST:
-            raise CompilerUnavailable(
-                f"NVRTC {int(major)}.{int(minor)} ({_file_at(_called_address()) or 'of unknown path'}) is too old: the "
-                f"kernels need {OLDEST[0]}.{OLDEST[1]}, since clusters need PTX ISA 8.6. {_GET_IT}, and name its "
-                f"library in {NVRTC_VARIABLE} if this process has loaded the older one"
-            )
-        _nvrtc = nvrtc
-        return nvrtc
-
-
-def nvrtc_version() -> tuple[int, int]:
-    """The version of the NVRTC that answers, which need not be the one installed beside us. CompilerUnavailable."""
-    _, major, minor = _load().nvrtcVersion()
-    return int(major), int(minor)
-
-
-def nvrtc_path() -> str | None:
-    """The file of the NVRTC that answers, where the system tells. CompilerUnavailable."""
-    _load()
-    return _file_at(_called_address())
-
-
-def _nvrtc_in_words() -> str:
-    """'NVRTC 12.9 (/.../libnvrtc.so.12)'."""
-    major, minor = nvrtc_version()
-    return f"NVRTC {major}.{minor} ({nvrtc_path() or 'of unknown path'})"
-
-
 def check_nvrtc() -> None:
     """Compiles next to nothing. CompilerUnavailable where NVRTC cannot, as without its builtins library."""
     source = b'extern "C" __global__ void nothing() {}'
@@ -204,36 +62,6 @@ def never_compile() -> bool:
     if value not in ("", "never"):
         raise InvalidArgument(COMPILE_VARIABLE, repr(value), "'never', or nothing")
     return value == "never"
-
-
-def supported_archs() -> tuple[str, ...]:
-    """The plain targets this NVRTC compiles our kernels for: ('sm_80', ...)."""
-    code, numbers = _load().nvrtcGetSupportedArchs()
-    return tuple(f"sm_{int(n)}" for n in numbers if int(n) >= 80) if int(code) == 0 else ()
-
-
-def check_arch(arch: str) -> str:
-    """`arch` if this NVRTC compiles for it, else InvalidArgument."""
-    plain = re.fullmatch(r"(sm_\d+)([af]?)", arch)
-    known = supported_archs()
-    since = {"": 80, "a": 90, "f": 100}
-    if plain is None or plain[1] not in known or int(plain[1][3:]) < since[plain[2]]:
-        suffixes = "'a' may follow from sm_90, 'f' from sm_100 on"
-        raise InvalidArgument(
-            "arch", repr(arch), f"one of {', '.join(known)} ({suffixes}): {_nvrtc_in_words()} knows no other"
-        )
-    return arch
-
-
-def check_device_arch(arch: str) -> str:
-    """`check_arch`, and InvalidArgument too for a target that no device asks for, such as 'sm_90' beside 'sm_90a'."""
-    number = int(re.sub(r"\D", "", check_arch(arch)))
-    asked = spec.arch_of(*divmod(number, 10))
-    if arch != asked:
-        raise InvalidArgument(
-            "arch", repr(arch), f"{asked!r}: what devices of compute capability {number / 10} ask for"
-        )
-    return arch
 
 
 def definitions(variant: Variant, arch: str) -> dict[str, int | str]:
@@ -419,7 +247,7 @@ def _run(
     what: str, source: bytes, name: str, headers: Mapping[str, bytes], opts: tuple[str, ...], result: str = "CUBIN"
 ) -> tuple[bytes, str]:
     """The result, "CUBIN" or, where `opts` names a virtual architecture, "PTX"; and the compiler's log."""
-    nvrtc = _load()
+    nvrtc = load()
 
     def checked(answer: tuple[Any, ...], call: str) -> Any:
         code, *rest = answer
@@ -439,9 +267,7 @@ def _run(
         log = bytes(text).rstrip(b"\0").decode(errors="replace")
         builtins = re.search(r"failed to open (libnvrtc-builtins\S*?)\.?$", log, re.MULTILINE)
         if int(code) != 0 and builtins:
-            raise CompilerUnavailable(
-                f"{_nvrtc_in_words()} does not find {builtins[1]}, which belongs beside it: {_GET_IT}"
-            )
+            raise CompilerUnavailable(f"{in_words()} does not find {builtins[1]}, which belongs beside it: {GET_IT}")
         if int(code) != 0:
             raise CompileError(what, opts, log)
         size = checked(getattr(nvrtc, f"nvrtcGet{result}Size")(program), f"nvrtcGet{result}Size")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from drvtopk import forks
 from drvtopk.errors import DriverError, DriverUnavailable
+from drvtopk.memory import Memory
 from drvtopk.spec import THREADS, DeviceInfo, arch_of
 
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
@@ -22,7 +21,7 @@ INVALID_CLUSTER_SIZE = 912
 # Of a launch in clusters where the SMs that its stream may use can never hold one; nothing is launched. An H200 answers
 # 912 (driver 580, clusters of 16 in green contexts of 8 to 64 SMs); 720 is what grids are refused by that never fit.
 CLUSTER_REFUSALS = (INVALID_CLUSTER_SIZE, COOPERATIVE_LAUNCH_TOO_LARGE)
-_INVALID_VALUE, _NOT_SUPPORTED = 1, 801
+_INVALID_VALUE = 1
 DEFAULT_STREAMS = 0, 1, 2  # the null stream, the legacy one and that of the calling thread
 _STREAMS = 64  # whose configurations a dependent launch keeps
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -30,13 +29,9 @@ _POINTER_ATTRIBUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int)
 
 Launch = Callable[[Any], bool]
 """Launches on a stream, its handle given. False: nothing was launched, as what waits together can never be resident."""
-_NO_DRIVER = "no CUDA driver: libcuda could not be loaded; install the NVIDIA driver"
 OLDEST = 12, 0
 """The oldest CUDA version of a driver that runs this package: R525."""
 OLDEST_CAPABILITY = 8, 0
-# What the bindings say of a function that the driver lacks.
-_NOT_FOUND = re.compile(r'(?:[Ff]unction |Failed to get _*)"?(\w+)"?(?: (?:is )?not found|$)')
-_PER_THREAD = "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM"  # has the bindings take handle 0 for the thread's own stream
 
 _FORKED = (
     "this process was forked after CUDA was initialised, and CUDA does not work in such a child: start worker "
@@ -79,56 +74,13 @@ def load() -> Driver:
         return _loaded
 
 
-class Driver:
+class Driver(Memory):
     """One method a driver call, named after what it does. Handles are the bindings' own objects."""
 
     def __init__(self, api: Any) -> None:
-        self.api = api
+        super().__init__(api)
         self._primary: dict[int, tuple[Any, int]] = {}  # (context, its `context_id`) by device
         self._pointer_attribute: Callable[..., int] | None = None
-        # What the bindings take for the legacy default stream. Some of them take any value of the variable for a yes.
-        self._legacy = 1 if os.environ.get(_PER_THREAD) else 0
-
-    def _call(self, name: str, *args: Any, about: str = "") -> Any:
-        function = getattr(self.api, name, None)
-        if function is None:
-            raise DriverUnavailable(f"these cuda.bindings have no {name}; pip install 'cuda-python>=12.9,<14'")
-        try:
-            code, *values = function(*args)
-        except RuntimeError as error:
-            raise self._unavailable(name, error) from error
-        if int(code) != 0:
-            raise self._error(name, code, about)
-        return values[0] if len(values) == 1 else tuple(values)
-
-    def _unavailable(self, name: str, error: Exception) -> DriverUnavailable:
-        """The bindings find libcuda at the first call, and each of its functions at the first call of that."""
-        missing = _NOT_FOUND.search(str(error))
-        if missing is None:
-            return DriverUnavailable(f"{_NO_DRIVER} ({(str(error).splitlines() or [type(error).__name__])[0]})")
-        version = ""
-        if name != "cuDriverGetVersion":
-            with contextlib.suppress(DriverError, DriverUnavailable):
-                version = " (CUDA {}.{})".format(*self.driver_version())
-        return DriverUnavailable(f"this NVIDIA driver{version} has no {missing[1]}: install a newer one")
-
-    def _optional(self, name: str, *args: Any, about: str = "") -> Any | None:
-        """What the call answers; None where the driver or the bindings are older than the function."""
-        try:
-            return self._call(name, *args, about=about)
-        except DriverUnavailable:
-            return None
-
-    def _error(self, call: str, code: Any, about: str) -> DriverError:
-        texts = []
-        for getter in ("cuGetErrorName", "cuGetErrorString"):
-            try:
-                failed, text = getattr(self.api, getter)(code)
-            except RuntimeError:  # the driver lacks even this
-                failed, text = 1, None
-            text = None if int(failed) else text
-            texts.append(text.decode() if isinstance(text, bytes) else str(text or "unknown"))
-        return DriverError(call, int(code), texts[0], texts[1], about)
 
     # The machine
 
@@ -146,11 +98,6 @@ class Driver:
             raise DriverUnavailable(f"no usable CUDA device: {error}") from error
         if count < 1:
             raise DriverUnavailable("no CUDA device: the driver is there and lists none")
-
-    def driver_version(self) -> tuple[int, int]:
-        """The newest CUDA version this driver runs: (12, 9)."""
-        version = int(self._call("cuDriverGetVersion"))
-        return version // 1000, version % 1000 // 10
 
     def device_count(self) -> int:
         return int(self._call("cuDeviceGetCount"))
@@ -186,21 +133,6 @@ class Driver:
         """The context that is current on this thread, or None."""
         context = self._call("cuCtxGetCurrent")
         return context if int(context) else None
-
-    def context_id(self, context: Any) -> int:
-        """A number that no other context of this process ever has, even after this one is destroyed."""
-        return int(self._call("cuCtxGetId", context))
-
-    def is_there(self, context: Any, number: int) -> bool:
-        """Whether this handle still is the context that had this `context_id`."""
-        return self._number(context) == number
-
-    def _number(self, context: Any) -> int | None:
-        """`context_id`, or None if the context is there no more."""
-        try:
-            return self.context_id(context)
-        except DriverError:
-            return None
 
     def current_ordinal(self) -> int:
         """The device of the current context, as `devices()` counts them."""
@@ -277,26 +209,6 @@ class Driver:
             yield
         finally:
             self._call("cuCtxSetCurrent", before)
-
-    @contextlib.contextmanager
-    def current(self, context: Any) -> Iterator[None]:
-        """Makes a context current on this thread for a while."""
-        self._call("cuCtxPushCurrent", context)
-        try:
-            yield
-        finally:
-            self._call("cuCtxPopCurrent")
-
-    @contextlib.contextmanager
-    def relaxed_capture(self) -> Iterator[None]:
-        """Loading, allocating, freeing and waiting for events would end a capture that another stream, maybe of another
-        thread, has under way; in here they do not."""
-        modes = self.api.CUstreamCaptureMode
-        before = self._call("cuThreadExchangeStreamCaptureMode", modes.CU_STREAM_CAPTURE_MODE_RELAXED)
-        try:
-            yield
-        finally:
-            self._call("cuThreadExchangeStreamCaptureMode", before)
 
     # Kernels
 
@@ -457,147 +369,3 @@ class Driver:
             return True
 
         return launch
-
-    # Memory, streams, events and graphs: for numpy arrays, the command line, tests and benchmarks. No launch uses them.
-
-    def mem_alloc(self, size: int) -> int:
-        return int(self._call("cuMemAlloc", max(size, 1)))
-
-    def mem_free(self, address: int) -> None:
-        self._call("cuMemFree", address)
-
-    def mem_free_in(self, context: Any, number: int, address: int) -> None:
-        """For finalisers, which run at any time on any thread: it may have another context, or none, or a capture.
-
-        `number` is the context's `context_id`. Memory of a context that was destroyed went with it, and another one may
-        lie at either address by now. Waits for the device, so that work of whatever stream that still reads it is safe.
-        """
-        if self.is_there(context, number):
-            with self.current(context), self.relaxed_capture():
-                self._call("cuMemFree", address)
-
-    @contextlib.contextmanager
-    def lent(self, size: int, stream: int) -> Iterator[int]:
-        """Device memory for what is enqueued on `stream` meanwhile, from the device's pool.
-
-        Without a pool it is freed by a call that waits for the whole device, other streams included.
-        """
-        pooled = True
-        try:
-            address = self.mem_alloc_async(size, stream)
-        except DriverError as error:
-            if error.code != _NOT_SUPPORTED:
-                raise
-            pooled, address = False, self.mem_alloc(size)
-        try:
-            yield address
-        finally:
-            if pooled:
-                self.mem_free_async(address, stream)
-            else:
-                self.mem_free(address)
-
-    def mem_alloc_pinned(self, size: int) -> int:
-        """Host memory that copies reach without help of the host; the address."""
-        return int(self._call("cuMemHostAlloc", size, 0))
-
-    def mem_alloc_async(self, size: int, stream: int) -> int:
-        return int(self._call("cuMemAllocAsync", max(size, 1), stream or self._legacy))
-
-    def mem_free_async(self, address: int, stream: int) -> None:
-        self._call("cuMemFreeAsync", address, stream or self._legacy)
-
-    def mem_info(self) -> tuple[int, int]:
-        """Free and total device memory, bytes."""
-        free, total = self._call("cuMemGetInfo")
-        return int(free), int(total)
-
-    def copy_to_device(self, address: int, array: Any) -> None:
-        """A C-contiguous host array to device memory; returns when it is there."""
-        if array.nbytes:
-            self._call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
-
-    def copy_to_host(self, array: Any, address: int) -> None:
-        """Device memory to a C-contiguous host array; waits for work of the legacy default stream."""
-        if array.nbytes:
-            self._call("cuMemcpyDtoH", array.ctypes.data, address, array.nbytes)
-
-    def copy_async(self, to: int, source: int, size: int, stream: int) -> None:
-        """Between device memory and pinned host memory, in the order of `stream`."""
-        self._call("cuMemcpyAsync", to, source, size, stream or self._legacy)
-
-    def memset(self, address: int, byte: int, size: int, stream: int = 0) -> None:
-        if size:
-            self._call("cuMemsetD8Async", address, byte, size, stream or self._legacy)
-
-    def memset32(self, address: int, word: int, count: int, stream: int = 0) -> None:
-        if count:
-            self._call("cuMemsetD32Async", address, word, count, stream or self._legacy)
-
-    def stream_create(self) -> int:
-        return int(self._call("cuStreamCreate", int(self.api.CUstream_flags.CU_STREAM_NON_BLOCKING)))
-
-    def stream_destroy(self, stream: int) -> None:
-        self._call("cuStreamDestroy", stream)
-
-    def stream_synchronize(self, stream: int = 0) -> None:
-        self._call("cuStreamSynchronize", stream or self._legacy)
-
-    def stream_is_capturing(self, stream: int) -> bool:
-        return int(self._call("cuStreamIsCapturing", stream or self._legacy)) != 0
-
-    def synchronize(self) -> None:
-        self._call("cuCtxSynchronize")
-
-    def event_create(self) -> Any:
-        return self._call("cuEventCreate", 0)
-
-    def event_destroy(self, event: Any) -> None:
-        self._call("cuEventDestroy", event)
-
-    def event_record(self, event: Any, stream: int = 0) -> None:
-        self._call("cuEventRecord", event, stream or self._legacy)
-
-    def event_synchronize(self, event: Any) -> None:
-        self._call("cuEventSynchronize", event)
-
-    def event_elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds between two recorded events; waits for the second."""
-        self.event_synchronize(end)
-        return float(self._call("cuEventElapsedTime", start, end))
-
-    def stream_wait(self, stream: int, producer: int, *, of: Any = None) -> None:
-        """Later work of `stream`, of the current context, waits for what `producer` holds now.
-
-        `of`: the producer's context; the current one unless given.
-        """
-        with contextlib.nullcontext() if of is None else self.current(of):
-            event = self.event_create()
-            try:
-                self.event_record(event, producer)
-            except BaseException:
-                self.event_destroy(event)
-                raise
-        try:
-            self._call("cuStreamWaitEvent", stream or self._legacy, event, 0)
-        finally:
-            self.event_destroy(event)
-
-    def begin_capture(self, stream: int) -> None:
-        mode = self.api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", stream, mode)
-
-    def end_capture(self, stream: int) -> Any:
-        return self._call("cuStreamEndCapture", stream)
-
-    def graph_instantiate(self, graph: Any) -> Any:
-        return self._call("cuGraphInstantiate", graph, 0)
-
-    def graph_launch(self, executable: Any, stream: int) -> None:
-        self._call("cuGraphLaunch", executable, stream or self._legacy)
-
-    def graph_destroy(self, graph: Any) -> None:
-        self._call("cuGraphDestroy", graph)
-
-    def graph_exec_destroy(self, executable: Any) -> None:
-        self._call("cuGraphExecDestroy", executable)

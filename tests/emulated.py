@@ -22,7 +22,7 @@ import pytest
 from drvtopk import driver as drv
 from drvtopk import engine
 from drvtopk.driver import Driver
-from drvtopk.engine import EXTRAS_BYTES, PARAMS_BYTES
+from drvtopk.launch import EXTRAS_BYTES, PARAMS_BYTES
 from drvtopk.spec import PLAIN, KernelInfo, Options, Variant
 from drvtopk.testing.oracle import narrowed, ordered_keys, select
 from tests.fake_driver import Answer, FakeDriver

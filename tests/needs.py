@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from drvtopk.compiler import NVRTC_VARIABLE
+from drvtopk.nvrtc import NVRTC_VARIABLE
 from tests.harness.runner import COMPILER
 
 NO_CPP = f"no host C++ compiler, {COMPILER}"

@@ -36,8 +36,9 @@ import numpy as np
 import numpy.typing as npt
 
 import drvtopk
-from drvtopk.engine import Engine, Prepared, current_engine
+from drvtopk.engine import Engine, current_engine
 from drvtopk.errors import PlanError
+from drvtopk.launch import Prepared
 from drvtopk.plan import Problem, calculated_occupancy, plan
 from drvtopk.spec import DeviceInfo, KernelInfo, Variant, align
 from drvtopk.testing.inputs import INPUTS, make

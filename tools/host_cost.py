@@ -87,7 +87,7 @@ def _host_cost(engine: Engine, cell: Cell, route: str, pdl: bool) -> dict[str, A
         stack.callback(driver.stream_destroy, stream)
         driver.memset(logits, 0, sizes[0])
         driver.synchronize()
-        bound = prepared.bind(logits, 0, out, workspace)
+        bound = prepared.bind(prepared.args(logits, 0, out, workspace))
         recorder.launches.clear()
         again.launch(logits, 0, out, workspace, stream)
         driver.stream_synchronize(stream)

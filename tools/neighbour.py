@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import drvtopk
-from drvtopk.engine import Engine, Prepared, current_engine
+from drvtopk.engine import Engine, current_engine
+from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
 from tools.provenance import provenance
 from tools.timing import Clock

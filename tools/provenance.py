@@ -9,8 +9,8 @@ from datetime import date
 from pathlib import Path
 
 import drvtopk
-from drvtopk.compiler import nvrtc_version
 from drvtopk.engine import Engine
+from drvtopk.nvrtc import nvrtc_version
 
 
 def provenance(engine: Engine, script: str, argv: Sequence[str] | None) -> dict[str, str]:

@@ -10,9 +10,10 @@ from typing import Any
 from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.options import add_instantiations, add_options, in_words, instantiations_of, options_of
 from drvtopk.cli.output import add_json, print_json, print_table
-from drvtopk.compiler import check_arch, compile_variants, nvrtc_version
+from drvtopk.compiler import compile_variants
 from drvtopk.export.write import check_out_folder, cubin_name
 from drvtopk.files import write_together
+from drvtopk.nvrtc import check_arch, nvrtc_version
 
 
 def add(commands: Any) -> None:

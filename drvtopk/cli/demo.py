@@ -21,7 +21,8 @@ from drvtopk.cli.output import add_json, print_json, print_table, whole
 from drvtopk.cli.planning import calculator
 from drvtopk.cli.selecting import NOT_ON_A_DEVICE
 from drvtopk.compiler import compile_variant
-from drvtopk.engine import Engine, Prepared, current_engine
+from drvtopk.engine import Engine, current_engine
+from drvtopk.launch import Prepared
 from drvtopk.plan import Plan, Problem, after_refusal, plan
 from drvtopk.spec import KNOWN_DEVICES, MAX_K
 from drvtopk.testing.oracle import faults, topk_reference

@@ -13,18 +13,11 @@ from typing import Any
 from drvtopk import __version__
 from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.output import add_json, print_json, print_pairs
-from drvtopk.compiler import (
-    NVRTC_VARIABLE,
-    check_arch,
-    check_nvrtc,
-    never_compile,
-    nvrtc_path,
-    nvrtc_version,
-    supported_archs,
-)
+from drvtopk.compiler import check_nvrtc, never_compile
 from drvtopk.driver import load
 from drvtopk.errors import CompilerUnavailable, InvalidArgument, TopKError
 from drvtopk.export.prebuilt import current
+from drvtopk.nvrtc import NVRTC_VARIABLE, check_arch, nvrtc_path, nvrtc_version, supported_archs
 from drvtopk.source import kernel_sources
 from drvtopk.spec import DeviceInfo
 

@@ -10,10 +10,10 @@ from typing import Any
 from drvtopk.cache import Cache, default_folder
 from drvtopk.cli.options import add_instantiations, add_options, in_words, instantiations_of, options_of
 from drvtopk.cli.output import add_json, print_json, print_table
-from drvtopk.compiler import check_device_arch
 from drvtopk.export import export_kernels
 from drvtopk.export.manifest import MANIFEST
 from drvtopk.export.prebuilt import CUBINS_VARIABLE
+from drvtopk.nvrtc import check_device_arch
 
 
 def add(commands: Any) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.engine import Engine, Prepared
+from drvtopk.engine import Engine
 from drvtopk.errors import PlanError
+from drvtopk.launch import Prepared
 from drvtopk.plan import Problem, plan
 from drvtopk.testing.oracle import faults
 

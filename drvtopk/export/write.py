@@ -14,12 +14,13 @@ from typing import Any
 
 import drvtopk
 from drvtopk.cache import Cache
-from drvtopk.compiler import Compiled, check_device_arch, compile_variants, definitions, nvrtc_version
+from drvtopk.compiler import Compiled, compile_variants, definitions
 from drvtopk.errors import InvalidArgument
 from drvtopk.export import manifest, rules
 from drvtopk.export.c_header import kernels_header, rules_header
 from drvtopk.export.manifest import ExportedKernel, Key, Manifest, Unreadable
 from drvtopk.files import folder_fault, output_fault, write_whole
+from drvtopk.nvrtc import check_device_arch, nvrtc_version
 from drvtopk.records import DIGEST, digest
 from drvtopk.source import sources_digest
 from drvtopk.spec import Variant

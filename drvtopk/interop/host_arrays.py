@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -118,3 +119,22 @@ def check_pages(logits: tuple[int, ...], table: tuple[int, ...], page_size: int)
             f"at least {needed} for {width} columns; or give fewer columns: logits[:, :{table[1] * page_size}]",
         )
     return rows // table[0] if rows else 1
+
+
+def host_result(name: str, given: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if given is None:
+        return np.empty(shape, dtype=dtype)
+    if not plain_array(given) or given.dtype != dtype or given.shape != shape:
+        what = f"dtype {given.dtype} of shape {given.shape}" if plain_array(given) else type(given).__name__
+        raise InvalidArgument(name, what, f"a numpy array, {dtype} of shape {shape}, as the logits are numpy")
+    if not given.flags.writeable:
+        raise InvalidArgument(name, "a read-only array", "a writable array")
+    made: npt.NDArray[Any] = given
+    return made
+
+
+def check_overlaps(given: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    for name, result in results.items():
+        for other, array in given.items():
+            if other != name and isinstance(array, np.ndarray) and np.may_share_memory(result, array):
+                raise InvalidArgument(name, f"memory that {other} lies in", "memory of its own")

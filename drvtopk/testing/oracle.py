@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from drvtopk.interop.host_arrays import (
     row_starts_of,
 )
 from drvtopk.spec import PLAIN, Options, Selected, check_k
+from drvtopk.words import Dtype, IndexDtype, Nan, Order, TieBreak
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -126,19 +127,19 @@ def select(
 
 def topk_reference(
     logits: Array,
-    k: int,
+    k: SupportsIndex,
     lengths: Ints | None = None,
     *,
     row_starts: Ints | None = None,
     values: bool | None = False,
-    index_dtype: str | None = None,
-    order: str = "none",
-    tie_break: str = "any",
+    index_dtype: IndexDtype | None = None,
+    order: Order = "none",
+    tie_break: TieBreak = "any",
     deterministic: bool = False,
-    nan: str = "lowest",
+    nan: Nan = "lowest",
     page_table: Ints | None = None,
-    page_size: int = 1,
-    dtype: str | None = None,
+    page_size: SupportsIndex = 1,
+    dtype: Dtype | None = None,
 ) -> Any:
     """Indices of the k largest of each row, (rows, k); -1 past min(length, k). With `values`: Selected.
 

@@ -19,6 +19,7 @@ import pytest
 import drvtopk
 from drvtopk import driver as drv
 from drvtopk.__main__ import main
+from drvtopk.engine import current_engine
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.interop.arrays import from_address, stream_handle, view
 from drvtopk.plan import Problem, plan
@@ -398,17 +399,11 @@ def test_what_is_said_of_a_launch_is_checked_at_each_door(
     [
         *(("offset", {"offset": wrong}) for wrong in (-1, "x", 2.5, True, None)),
         ("options", {"options": "x"}),
-        ("tuning", {"tuning": None}),
-        ("tuning", {"tuning": {"samples": 64}}),
-        ("assume", {"assume": "h100"}),
         ("values", {"values": np.zeros(3)}),
         ("page_table", {"page_table": TABLE}),
         ("row_starts", {"row_starts": 1}),
         ("stride", {"stride": 2.0}),
         ("rows", {"rows": "4"}),
-        ("group", {"group": 4}),
-        ("group", {"group": 4.0, "route": "clustered"}),
-        ("chunk", {"chunk": 1e4, "route": "persistent"}),
     ],
 )
 def test_preparations_are_checked(api: EmulatedDriver, argument: str, given: dict[str, Any]) -> None:
@@ -417,6 +412,21 @@ def test_preparations_are_checked(api: EmulatedDriver, argument: str, given: dic
         refused(argument, lambda: Problem(**{**asked, **given}))
     else:
         refused(argument, lambda: drvtopk.prepare(**{**asked, **given}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "given"),
+    [
+        ("tuning", {"tuning": None}),
+        ("tuning", {"tuning": {"samples": 64}}),
+        ("assume", {"assume": "h100"}),
+        ("group", {"group": 4}),
+        ("group", {"group": 4.0, "route": "clustered"}),
+        ("chunk", {"chunk": 1e4, "route": "persistent"}),
+    ],
+)
+def test_knobs_of_the_engine_are_checked(api: EmulatedDriver, argument: str, given: dict[str, Any]) -> None:
+    refused(argument, lambda: current_engine().prepare(Problem(rows=ROWS, width=WIDTH, k=K), **given))
 
 
 # The command, which has its arguments as text and files

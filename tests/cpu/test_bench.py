@@ -14,8 +14,9 @@ import pytest
 
 from drvtopk import engine
 from drvtopk.driver import Driver
-from drvtopk.engine import Engine, Prepared
+from drvtopk.engine import Engine
 from drvtopk.errors import PlanError
+from drvtopk.launch import Prepared
 from drvtopk.plan import Plan, Problem
 from drvtopk.spec import KNOWN_DEVICES
 from drvtopk.testing import inputs

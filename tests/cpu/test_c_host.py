@@ -25,10 +25,11 @@ import drvtopk
 from drvtopk import engine, measured, spec
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
-from drvtopk.engine import EXTRAS_BYTES, PARAMS_BYTES, Engine
+from drvtopk.engine import Engine
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.export import ExportedKernel, export_kernels
 from drvtopk.export.c_header import kernels_header
+from drvtopk.launch import EXTRAS_BYTES, PARAMS_BYTES
 from drvtopk.plan import MAX_STRIDE, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
 from drvtopk.spec import (
     ARCHITECTURES,

@@ -22,9 +22,11 @@ from typing import Any
 import pytest
 
 from drvtopk import compiler, spec
+from drvtopk import nvrtc as ours
 from drvtopk.cache import Cache
-from drvtopk.compiler import Compiled, check_arch, compile_source, compile_variant, definitions, options
+from drvtopk.compiler import Compiled, compile_source, compile_variant, definitions, options
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
+from drvtopk.nvrtc import check_arch
 from drvtopk.source import kernel_sources
 from drvtopk.spec import Tuning, Variant
 from tests.needs import needs_nvrtc
@@ -310,8 +312,7 @@ def test_what_is_not_there_is_not_compiled_where_that_is_forbidden(
             assert "DRVTOPK_COMPILE=never" in said
             assert (str(tmp_path) in said) is (cache is not None and cache.folder is not None)
     assert len(list(tmp_path.iterdir())) == 1, "not even a lock"
-    monkeypatch.setattr(compiler, "nvrtc_version", lambda: compiler._load())
-    monkeypatch.setattr(compiler, "_load", gone)
+    monkeypatch.setattr(ours, "load", gone)
     with pytest.raises(CompilerUnavailable, match=r"persistent<511,4> for sm_90a .*no NVRTC.*DRVTOPK_COMPILE=never"):
         compile_variant(missing, ARCH, cache=Cache(tmp_path))
 
@@ -336,7 +337,8 @@ import logging, sys
 from pathlib import Path
 logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
 from drvtopk.cache import Cache
-from drvtopk.compiler import compile_variant, nvrtc_version
+from drvtopk.compiler import compile_variant
+from drvtopk.nvrtc import nvrtc_version
 from drvtopk.spec import Variant
 nvrtc_version()
 input()
@@ -399,9 +401,9 @@ ASK = """
 import ctypes, json, sys
 for path, mode in json.loads(sys.argv[1]):
     ctypes.CDLL(path, mode=getattr(ctypes, mode))
-from drvtopk import compiler, errors
+from drvtopk import compiler, errors, nvrtc
 try:
-    print(json.dumps({"version": compiler.nvrtc_version(), "path": compiler.nvrtc_path()}))
+    print(json.dumps({"version": nvrtc.nvrtc_version(), "path": nvrtc.nvrtc_path()}))
 except errors.CompilerUnavailable as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -412,9 +414,9 @@ def ask(
     loaded_before: list[tuple[str, str]] | None = None, named: str | None = None, code: str = ASK
 ) -> dict[str, Any]:
     """What a fresh process says of its NVRTC, after its host loaded some libraries."""
-    environment = {name: value for name, value in os.environ.items() if name != compiler.NVRTC_VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != ours.NVRTC_VARIABLE}
     if named is not None:
-        environment[compiler.NVRTC_VARIABLE] = named
+        environment[ours.NVRTC_VARIABLE] = named
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(loaded_before or [])],
         cwd=ROOT,
@@ -429,7 +431,7 @@ def ask(
 
 @pytest.fixture(scope="module")
 def installed() -> str:
-    library = compiler._wheel_library()
+    library = ours._wheel_library()
     assert library is not None, "nvidia-cuda-nvrtc-cu12 is a dependency"
     return os.path.realpath(library)
 
@@ -457,7 +459,7 @@ def test_the_library_that_is_named_answers(another: str) -> None:
 @pytest.mark.parametrize("mode", ["RTLD_LOCAL", "RTLD_GLOBAL"])
 @needs_nvrtc
 def test_the_library_that_the_host_loaded_answers_and_no_other_is_loaded(another: str, mode: str) -> None:
-    code = ASK.replace("compiler.nvrtc_path()", "compiler.nvrtc_path(), 'loaded': compiler._loaded_files()")
+    code = ASK.replace("nvrtc.nvrtc_path()", "nvrtc.nvrtc_path(), 'loaded': nvrtc._loaded_files()")
     answer = ask([(another, mode)], code=code)
     assert answer == {"version": [12, 9], "path": another, "loaded": [another]}
 
@@ -471,7 +473,7 @@ def test_a_newer_library_that_is_installed_too_does_not_slip_in(installed: str, 
     newer.symlink_to(another)
     first = f"import site\nthere = [{str(tmp_path)!r}, *site.getsitepackages()]\nsite.getsitepackages = lambda: there\n"
     code = first + ASK
-    unpinned = code.replace("errors\n", "errors\ncompiler._wheel_library = lambda: None\n")
+    unpinned = code.replace("errors\n", "errors\nours._wheel_library = lambda: None\n")
     if ask(code=unpinned)["path"] != another:
         pytest.skip("these bindings do not look there")
     assert ask(code=code)["path"] == installed
@@ -487,14 +489,14 @@ def test_the_library_that_is_named_wins_over_one_that_the_host_keeps_to_itself(a
 @needs_nvrtc
 def test_a_named_library_that_does_not_answer_is_an_error_that_names_both(another: str, installed: str) -> None:
     error = ask([(another, "RTLD_GLOBAL")], named=installed)["error"]
-    assert compiler.NVRTC_VARIABLE in error
+    assert ours.NVRTC_VARIABLE in error
     assert installed in error and another in error
 
 
 @pytest.mark.parametrize("named", ["/nowhere/libnvrtc.so.12", str(Path(__file__))])
 def test_a_named_library_that_cannot_be_loaded_is_an_error(named: str) -> None:
     error = ask(named=named)["error"]
-    assert f"{compiler.NVRTC_VARIABLE} {named}" in error
+    assert f"{ours.NVRTC_VARIABLE} {named}" in error
     assert "pip install" in error
 
 
@@ -506,8 +508,8 @@ def test_a_named_library_that_is_no_nvrtc_is_an_error() -> None:
 def test_an_nvrtc_that_is_too_old_is_named_with_version_path_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     from cuda.bindings import nvrtc
 
-    path = compiler.nvrtc_path()
-    monkeypatch.setattr(compiler, "_nvrtc", None)
+    path = ours.nvrtc_path()
+    monkeypatch.setattr(ours, "_nvrtc", None)
     monkeypatch.setattr(nvrtc, "nvrtcVersion", lambda: (0, 12, 6))
     with pytest.raises(CompilerUnavailable) as refused:
         compile_variant(VARIANT, ARCH)
@@ -515,17 +517,17 @@ def test_an_nvrtc_that_is_too_old_is_named_with_version_path_and_why(monkeypatch
     assert said.startswith(f"NVRTC 12.6 ({path}) is too old: the kernels need 12.8, since clusters need PTX ISA 8.6")
     assert "pip install 'nvidia-cuda-nvrtc-cu12>=12.8,<13'" in said and "DRVTOPK_NVRTC" in said
     monkeypatch.setattr(nvrtc, "nvrtcVersion", lambda: (0, 12, 8))
-    assert compiler.nvrtc_version() == (12, 8)
+    assert ours.nvrtc_version() == (12, 8)
 
 
 def test_an_architecture_that_is_newer_than_this_nvrtc_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "supported_archs", lambda: ("sm_80", "sm_90", "sm_100"))
-    monkeypatch.setattr(compiler, "nvrtc_version", lambda: (12, 8))
+    monkeypatch.setattr(ours, "supported_archs", lambda: ("sm_80", "sm_90", "sm_100"))
+    monkeypatch.setattr(ours, "nvrtc_version", lambda: (12, 8))
     with pytest.raises(InvalidArgument) as refused:
         check_arch("sm_103a")
     said = str(refused.value)
     assert said.startswith("arch: got 'sm_103a', allowed is one of sm_80, sm_90, sm_100 (")
-    assert said.endswith(f"NVRTC 12.8 ({compiler.nvrtc_path()}) knows no other")
+    assert said.endswith(f"NVRTC 12.8 ({ours.nvrtc_path()}) knows no other")
 
 
 COMPILES = ASK.replace("try:", "try:\n    compiler.check_nvrtc()")
@@ -561,7 +563,7 @@ from drvtopk import compiler
 from drvtopk.spec import instantiations
 for arch in ("sm_80", "sm_90a"):
     made = [compiler.compile_variant(v, arch) for v in instantiations(arch, (512,), (4,), groups=(16,))]
-print(json.dumps({"version": compiler.nvrtc_version()}))
+print(json.dumps({"version": ours.nvrtc_version()}))
 """
     assert ask(named=os.environ["DRVTOPK_TEST_NVRTC"], code=code)["version"] >= [12, 8]
 
@@ -579,7 +581,7 @@ def test_a_library_that_the_bindings_do_not_find_is_translated(monkeypatch: pyte
     def missing() -> None:
         raise RuntimeError("Failure finding libnvrtc.so\nsearched everywhere")
 
-    monkeypatch.setattr(compiler, "_nvrtc", None)
+    monkeypatch.setattr(ours, "_nvrtc", None)
     monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
     with pytest.raises(CompilerUnavailable, match=r"\(Failure finding libnvrtc\.so\): pip install"):
-        compiler.nvrtc_version()
+        ours.nvrtc_version()

@@ -78,8 +78,8 @@ def test_many_threads_use_everything_first_at_once(api: EmulatedDriver, compiler
             rows, width, k = shapes[(which + turn) % len(shapes)]
             x = logits(100 * which + turn, rows, width)
             try:
-                given = x if which % 2 else Interface(drv.load(), x)
-                found = drvtopk.topk(given, k)
+                given: Any = x if which % 2 else Interface(drv.load(), x)
+                found: Any = drvtopk.topk(given, k)
             except CompileError:
                 complaints.append("compile")
                 continue

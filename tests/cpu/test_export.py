@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 import drvtopk
-from drvtopk import engine, records, source, spec
+from drvtopk import launch, records, source, spec
 from drvtopk.__main__ import main
 from drvtopk.cache import Cache
-from drvtopk.compiler import definitions, nvrtc_version
+from drvtopk.compiler import definitions
 from drvtopk.errors import CompileError, InvalidArgument, PlanError
 from drvtopk.export import ExportedKernel, export_kernels, manifest, rules
 from drvtopk.export import write as export
+from drvtopk.nvrtc import nvrtc_version
 from drvtopk.plan import Problem, calculated_clusters, calculated_occupancy, plan
 from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES, KernelInfo, Options, Tuning, Variant, instantiations
 
@@ -130,9 +131,9 @@ def test_the_parameters_of_the_manifest_are_those_of_the_kernels_and_of_the_engi
             assert field == {"name": name, "type": kind, "offset": at, "bytes": size}
             at += size
         assert written[layout]["bytes"] == at
-    sizes = engine.PARAMS_BYTES, engine.PARAMS_BYTES + engine.EXTRAS_BYTES
+    sizes = launch.PARAMS_BYTES, launch.PARAMS_BYTES + launch.EXTRAS_BYTES
     assert (written["plain"]["bytes"], written["extended"]["bytes"]) == sizes == (80, 128)
-    assert engine._PARAMS.format == "<QQQQqqIIIIIIII" and engine._EXTRAS.format == "<QQQqqII"
+    assert launch._PARAMS.format == "<QQQQqqIIIIIIII" and launch._EXTRAS.format == "<QQQqqII"
     assert [name for name, _ in plain[: spec.VARYING]] == [
         *["logits", "lengths", "out", "workspace", "logits_stride"],
         "out_stride",

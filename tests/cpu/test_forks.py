@@ -17,7 +17,7 @@ import os, signal, sys, threading
 signal.alarm(50)
 import numpy as np
 import drvtopk
-from drvtopk import cache, compiler, driver as drv, engine, forks, progress, workers
+from drvtopk import cache, compiler, driver as drv, engine, forks, nvrtc, progress, workers
 from drvtopk.interop import dlpack
 from drvtopk.plan import plan
 from drvtopk.testing.oracle import faults
@@ -41,7 +41,7 @@ array = drvtopk.topk(Interface(drv.load(), x), 16)
 exports = [array.__dlpack__(stream=-1) for _ in range(3)]
 launcher = prepared._inner._active
 mine = {
-    "driver": drv._lock, "compiler": compiler._lock, "terminal": progress._terminal, "engines": engine._lock,
+    "driver": drv._lock, "compiler": nvrtc._lock, "terminal": progress._terminal, "engines": engine._lock,
     "engine": here._lock, "remembered": here._memory, "staging": here.staging._lock, "launcher": launcher._lock,
     "cache": memory._lock, "workers": workers._changed,
 }

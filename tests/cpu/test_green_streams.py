@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import drvtopk
 from drvtopk import api, engine
 from drvtopk import driver as drv
 from drvtopk.cache import Cache
@@ -15,13 +16,15 @@ from drvtopk.driver import Driver
 from drvtopk.engine import Engine
 from drvtopk.errors import NotPrepared, PlanError
 from drvtopk.interop.arrays import from_address
-from drvtopk.plan import Plan
-from drvtopk.spec import KNOWN_DEVICES
+from drvtopk.plan import Plan, Problem
+from drvtopk.spec import KNOWN_DEVICES, DeviceInfo
+from drvtopk.words import Route
 from tests import emulated
 from tests.fake_driver import FakeDriver
 
 PLAIN, SMALL, BESIDE, LARGE, OTHER = 5, 6, 7, 8, 9  # streams: of none, of two of 16 SMs, of 64, and SMALL's second
 ROWS, WIDTH, K = 4, 400_000, 1024
+PROBLEM = Problem(rows=ROWS, width=WIDTH, k=K)
 LAUNCHES = ("cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel")
 
 
@@ -44,7 +47,7 @@ def host(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     yield here
 
 
-def topk(stream: Any, route: str = "auto", rows: int = ROWS) -> None:
+def topk(stream: Any, route: Route = "auto", rows: int = ROWS) -> None:
     logits = from_address(1 << 30, (rows, WIDTH), "float32", device=0)
     out = from_address(2 << 40, (rows, K), "int32", device=0)
     workspace = from_address(3 << 40, (1 << 24,), "uint8", device=0)
@@ -59,7 +62,11 @@ def grid(fake: FakeDriver, stream: int) -> int:
 
 
 def prepare(stream: Any = None, **how: Any) -> Plan:
-    return api.prepare(rows=ROWS, width=WIDTH, k=K, stream=stream, **how).plan
+    return drvtopk.prepare(rows=ROWS, width=WIDTH, k=K, stream=stream, **how).plan
+
+
+def assuming(here: Engine, stream: int, device: DeviceInfo) -> Plan:
+    return here.prepare(PROBLEM, route="persistent", assume=device, share=here.share_of(stream)).plan
 
 
 def test_a_stream_tells_its_green_context_and_sms(fake: FakeDriver) -> None:
@@ -116,10 +123,10 @@ def test_a_cooperative_grid_that_such_a_stream_never_holds_is_not_launched(
     host: Engine, fake: FakeDriver, bound: bool
 ) -> None:
     """In a capture the driver would not refuse it, and the graph's replay would never end."""
-    prepared = api.prepare(rows=ROWS, width=WIDTH, k=K, route="persistent")
+    prepared = drvtopk.prepare(rows=ROWS, width=WIDTH, k=K, route="persistent")
     addresses = 1 << 30, 0, 2 << 40, 3 << 40
     launch = prepared.launch if not bound else None
-    again = None if launch else prepared._inner.bind(*addresses)
+    again = None if launch else prepared._inner.bind(prepared._inner.args(*addresses))
 
     def run(stream: int) -> None:
         if launch:
@@ -142,7 +149,7 @@ def test_clusters_are_those_that_the_streams_sms_hold(host: Engine, fake: FakeDr
     for stream in (SMALL, LARGE):
         assert prepare(stream, route="clustered").group == 8
         with pytest.raises(PlanError, match="no cluster of 16 blocks"):
-            prepare(stream, route="clustered", group=16)
+            host.prepare(PROBLEM, route="clustered", group=16, share=host.share_of(stream))
     asked = [args[1] for name, args in fake.calls if name == "cuOccupancyMaxActiveClusters"]
     assert {getattr(config, "hStream", 0) for config in asked} == {0, SMALL, LARGE}
 
@@ -177,7 +184,7 @@ def test_a_call_asks_its_stream_once_and_a_prepared_one_never(host: Engine, fake
     assert fake.names.count("cuStreamGetGreenCtx") == 1
     assert fake.names.count("cuGreenCtxGetDevResource") == (stream != PLAIN)
     assert not [name for name in fake.names if name.startswith(("cuOccupancy", "cuModule", "cuFunc"))]
-    ready = api.prepare(rows=ROWS, width=WIDTH, k=K, stream=stream)
+    ready = drvtopk.prepare(rows=ROWS, width=WIDTH, k=K, stream=stream)
     fake.calls.clear()
     ready.launch(1 << 20, 0, 3 << 20, 4 << 20, stream)
     assert len(fake.calls) == 1
@@ -192,7 +199,7 @@ def test_the_default_stream_is_asked_nothing(host: Engine, fake: FakeDriver) -> 
 
 def test_a_cooperative_launch_asks_the_default_streams_too(host: Engine, fake: FakeDriver) -> None:
     """Another context may be current now than where it was prepared."""
-    prepared = api.prepare(rows=ROWS, width=WIDTH, k=K, route="persistent")
+    prepared = drvtopk.prepare(rows=ROWS, width=WIDTH, k=K, route="persistent")
     fake.green[2] = (0xD000, 16)
     prepared.launch(1 << 30, 0, 2 << 40, 3 << 40, 2)
     assert "cuLaunchCooperativeKernel" not in fake.names and prepared.plan.route == "filtered"
@@ -220,9 +227,9 @@ def test_a_capture_needs_what_was_prepared_for_its_stream(host: Engine, fake: Fa
 
 def test_an_assumed_device_and_a_stream_both_limit(host: Engine) -> None:
     few = KNOWN_DEVICES["h200"].with_limits(sms=24)
-    assert prepare(SMALL, route="persistent", assume=few).sms == 16
-    assert prepare(LARGE, route="persistent", assume=few).sms == 24
-    assert prepare(PLAIN, route="persistent", assume=few).sms == 24
+    assert assuming(host, SMALL, few).sms == 16
+    assert assuming(host, LARGE, few).sms == 24
+    assert assuming(host, PLAIN, few).sms == 24
 
 
 def test_a_green_context_that_is_current_needs_no_share(fake: FakeDriver) -> None:

@@ -13,6 +13,7 @@ import pytest
 from drvtopk import compiler
 from drvtopk.cache import Cache
 from drvtopk.compiler import Compiled, compile_variant
+from drvtopk.nvrtc import load, nvrtc_version, supported_archs
 from drvtopk.plan import Problem, calculated_occupancy, plan
 from drvtopk.source import kernel_sources
 from drvtopk.spec import (
@@ -106,7 +107,7 @@ def check(variant: Variant, arch: str, compiled: Compiled) -> None:
 
 
 def test_nvrtc_compiles_for_most_of_the_architectures() -> None:
-    assert len({a.rstrip("af") for a in ARCHITECTURES} & set(compiler.supported_archs())) >= 6
+    assert len({a.rstrip("af") for a in ARCHITECTURES} & set(supported_archs())) >= 6
 
 
 def test_every_known_device_is_of_an_architecture_that_is_compiled_here() -> None:
@@ -115,8 +116,8 @@ def test_every_known_device_is_of_an_architecture_that_is_compiled_here() -> Non
 
 def here(arch: str) -> str:
     """`arch`, if this NVRTC knows it."""
-    if arch.rstrip("af") not in compiler.supported_archs():
-        pytest.skip(f"NVRTC {compiler.nvrtc_version()} does not know {arch}")
+    if arch.rstrip("af") not in supported_archs():
+        pytest.skip(f"NVRTC {nvrtc_version()} does not know {arch}")
     return arch
 
 
@@ -273,7 +274,7 @@ def test_small_thresholds_are_an_instantiation_of_their_own(route: str, compiled
 
 def ptx_of(variant: Variant, arch: str) -> str:
     """What NVRTC hands to ptxas."""
-    nvrtc = compiler._load()
+    nvrtc = load()
     sources = kernel_sources()
     headers = {name: text for name, text in sources.items() if name.endswith(".cuh")}
     wanted = [o.replace(f"={arch}", f"={arch.replace('sm_', 'compute_')}") for o in compiler.options(variant, arch, ())]

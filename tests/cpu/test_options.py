@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drvtopk.engine import EXTRAS_BYTES, PARAMS_BYTES, Engine, Prepared
+from drvtopk.engine import Engine
 from drvtopk.errors import InvalidArgument
+from drvtopk.launch import EXTRAS_BYTES, PARAMS_BYTES, Prepared
 from drvtopk.plan import Plan, Problem, plan
 from drvtopk.spec import KNOWN_DEVICES, PLAIN, ROUTES, Options, Variant
 from tests.cpu.test_transcripts import make

@@ -15,6 +15,7 @@ from drvtopk.errors import InvalidArgument
 from drvtopk.spec import DTYPES, NANS, Options, Selected
 from drvtopk.testing.inputs import make
 from drvtopk.testing.oracle import faults, narrowed, ordered_keys, row_windows, select, topk_reference, widened
+from drvtopk.words import Dtype
 
 Array = npt.NDArray[Any]
 
@@ -131,7 +132,7 @@ def test_wide_places_are_exact_in_int64() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_are_the_members_bit_for_bit_and_minus_infinity_elsewhere(dtype: str) -> None:
+def test_values_are_the_members_bit_for_bit_and_minus_infinity_elsewhere(dtype: Dtype) -> None:
     x = narrowed(make("nan_payloads", 2, 300), dtype)
     found = topk_reference(x, 200, np.array([300, 50]), values=True, nan="highest", dtype=dtype)
     assert isinstance(found, Selected) and found.values.dtype == x.dtype
@@ -148,7 +149,8 @@ def test_bfloat16_is_told_by_the_argument_or_by_its_name() -> None:
     wide = topk_reference(widened(words, "bfloat16"), 9, order="value")
     assert np.array_equal(found, wide)
     assert np.array_equal(topk_reference(words.view("V2"), 9, dtype="bfloat16", order="value"), wide)
-    for given, dtype in ((words, None), (words, "float16"), (x, "bfloat16"), (x, "int8"), (x.astype(np.float64), None)):
+    wrong: list[Any] = [(words, None), (words, "float16"), (x, "bfloat16"), (x, "int8"), (x.astype(np.float64), None)]
+    for given, dtype in wrong:
         with pytest.raises(InvalidArgument, match=r"^(logits|dtype): "):
             topk_reference(given, 9, dtype=dtype)
 

@@ -60,7 +60,7 @@ def test_refused_clusters_become_the_fallback_and_the_plan_says_so(
 ) -> None:
     prepared = make(fake).prepare(dataclasses.replace(LONG, pdl=pdl), route="clustered")
     first = prepared.plan
-    launch: Any = prepared.bind(*ADDRESSES) if binding else lambda: prepared.launch(*ADDRESSES)
+    launch: Any = prepared.bind(prepared.args(*ADDRESSES)) if binding else lambda: prepared.launch(*ADDRESSES)
     refuse_clusters(fake, code)
     fake.calls.clear()
     launch()

@@ -34,7 +34,7 @@ drvtopk.prepare(rows=2, width=9, k=5, route="filtered")
 drvtopk.prepare(rows=2, width=9, k=6, route="filtered")
 print("done")
 """
-REFUSED = PREPARE.replace('route="filtered")', 'route="filtered", tuning=drvtopk.Tuning(samples=32))').replace(
+REFUSED = PREPARE.replace(
     "import drvtopk\n",
     """import drvtopk
 from drvtopk import compiler

@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from drvtopk import api, engine, events
+import drvtopk
+from drvtopk import engine, events, launch
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
-from drvtopk.engine import PARAMS_BYTES, Engine
+from drvtopk.engine import Engine
 from drvtopk.errors import InvalidArgument, WorkspaceTooSmall
 from drvtopk.export import prebuilt
 from drvtopk.interop.arrays import from_address
+from drvtopk.launch import PARAMS_BYTES
 from drvtopk.plan import Problem
 from tests import emulated
 from tests.fake_driver import FakeDriver
@@ -92,7 +94,8 @@ class Stopped:
 def test_a_bound_launch_under_way_keeps_its_parameters_while_another_falls_back(
     fake: FakeDriver, pool: ThreadPoolExecutor
 ) -> None:
-    bound = make(fake).prepare(LONG, route="persistent").bind(*ADDRESSES)
+    prepared = make(fake).prepare(LONG, route="persistent")
+    bound = prepared.bind(prepared.args(*ADDRESSES))
     stopped = fake.replace[COOPERATIVE] = Stopped(720)
     first = pool.submit(bound, 5)
     assert stopped.inside.wait(SECONDS)
@@ -107,8 +110,8 @@ def test_a_bound_launch_under_way_keeps_its_parameters_while_another_falls_back(
 @pytest.mark.parametrize("pdl", [False, True])
 def test_a_launch_owns_what_the_driver_reads(fake: FakeDriver, pool: ThreadPoolExecutor, route: str, pdl: bool) -> None:
     """Whoever holds the launch alone holds the parameters with it."""
-    launcher = make(fake).prepare(dataclasses.replace(LONG, pdl=pdl), route=route)._active
-    held: list[Any] = [launcher.bound(*ADDRESSES, 1024, None)]
+    prepared = make(fake).prepare(dataclasses.replace(LONG, pdl=pdl), route=route)
+    held: list[Any] = [prepared._active.bound(prepared.args(*ADDRESSES))]
     stopped = Stopped(0)
     for call in (COOPERATIVE, "cuLaunchKernel", "cuLaunchKernelEx"):
         fake.replace[call] = stopped
@@ -139,7 +142,8 @@ def test_configurations_may_be_dropped_while_one_is_in_use(fake: FakeDriver, poo
         """One to which there may be weak references."""
 
     fake.CUlaunchConfig = Config
-    bound = make(fake).prepare(dataclasses.replace(LONG, pdl=True), route="filtered").bind(*ADDRESSES[:3])
+    prepared = make(fake).prepare(dataclasses.replace(LONG, pdl=True), route="filtered")
+    bound = prepared.bind(prepared.args(*ADDRESSES[:3]))
     stopped = fake.replace["cuLaunchKernelEx"] = Stopped(0)
     first = pool.submit(bound, 5)
     assert stopped.inside.wait(SECONDS)
@@ -158,7 +162,7 @@ def test_launches_that_are_refused_at_once_warn_once(
 ) -> None:
     """The second is refused while the first is about to say so."""
     prepared = make(fake).prepare(LONG, route="persistent")
-    first, second = prepared.bind(*ADDRESSES), prepared.bind(*ADDRESSES)
+    first, second = (prepared.bind(prepared.args(*ADDRESSES)) for _ in range(2))
     tell = events.tell
     others: list[Any] = [second]
 
@@ -167,30 +171,27 @@ def test_launches_that_are_refused_at_once_warn_once(
             pool.submit(others.pop(), 6).result(SECONDS)
         tell(*how)
 
-    monkeypatch.setattr(engine, "tell", telling)
+    monkeypatch.setattr(launch, "tell", telling)
     fake.fail[COOPERATIVE] = 720
     first(5)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert fake.names.count("cuLaunchKernel") == 2 and not others
 
 
-def test_what_is_bound_while_another_falls_back_is_what_was_checked(
-    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_checked_before_a_fallback_is_checked_for_it_too(fake: FakeDriver) -> None:
     """A narrow chunk takes narrow loads, the fallback wide ones: their addresses are not checked alike."""
     prepared = make(fake).prepare(LONG, route="persistent", chunk=8191)
     assert (prepared.plan.vec_size, prepared._fallback and prepared._fallback.plan.vec_size) == (1, 4)
-    check = engine._check_addresses
-
-    def checking(active: Any, *addresses: Any) -> None:
-        check(active, *addresses)
-        monkeypatch.setattr(engine, "_check_addresses", check)
-        prepared._fall_back(*ADDRESSES)
-
-    monkeypatch.setattr(engine, "_check_addresses", checking)
-    bound = prepared.bind((1 << 20) + 4, *ADDRESSES[1:])
+    args, odd = prepared.args(*ADDRESSES), prepared.args((1 << 20) + 4, *ADDRESSES[1:])
+    bound = prepared.bind(odd)
+    prepared._fall_back(args)
     bound(5)
     assert fake.names[-1] == COOPERATIVE
+    for use in (prepared.bind, lambda args: prepared.launch_args(args, 5)):
+        with pytest.raises(InvalidArgument, match=r"logits.*aligned to 16"):
+            use(odd)
+        use(args)
+    assert fake.names[-2:] == [COOPERATIVE, "cuLaunchKernel"]
 
 
 @pytest.mark.parametrize("binding", [False, True])
@@ -200,9 +201,9 @@ def test_an_address_that_the_fallback_cannot_load_from_is_refused_before_it_is_l
     prepared = make(fake).prepare(LONG, route="persistent", chunk=8191)
     fake.fail[COOPERATIVE] = 720
     odd = ((1 << 20) + 4, *ADDRESSES[1:])  # not the offset that was prepared for
-    launch: Any = prepared.bind(*odd) if binding else lambda stream: prepared.launch(*odd, stream)
+    bound: Any = prepared.bind(prepared.args(*odd)) if binding else lambda stream: prepared.launch(*odd, stream)
     with pytest.raises(InvalidArgument, match=r"logits.*aligned to 16"):
-        launch(5)
+        bound(5)
     assert "cuLaunchKernel" not in fake.names
     prepared.launch(*ADDRESSES)
     assert fake.names[-1] == "cuLaunchKernel"
@@ -248,7 +249,7 @@ def test_what_a_workspace_lacks_is_told_from_one_look_at_the_plan(
     here = make(fake)
     prepared = here.prepare(LONG, route="persistent")
     needed = iter((prepared.workspace_bytes,))
-    monkeypatch.setattr(engine.Prepared, "workspace_bytes", property(lambda self: next(needed, 0)))
+    monkeypatch.setattr(launch.Prepared, "workspace_bytes", property(lambda self: next(needed, 0)))
     arrays = [from_address(at, (4, n), kind) for at, n, kind in ((1 << 20, 10**6, "float32"), (1 << 30, 1024, "int32"))]
     with pytest.raises(WorkspaceTooSmall, match=r"at least [1-9]\d+ bytes"):
-        api.Prepared(here, prepared)(arrays[0], out=arrays[1], stream=0)
+        drvtopk.Prepared(here, prepared)(arrays[0], out=arrays[1], stream=0)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import drvtopk
 from drvtopk import DeviceArray, api, engine
 from drvtopk import driver as drv
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
-from drvtopk.engine import PARAMS_BYTES, Engine
+from drvtopk.engine import Engine
 from drvtopk.errors import (
     CompilerUnavailable,
     DriverError,
@@ -24,6 +25,7 @@ from drvtopk.errors import (
     PlanError,
     WorkspaceTooSmall,
 )
+from drvtopk.launch import PARAMS_BYTES
 from drvtopk.plan import Problem
 from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES
 from tests.fake_driver import FakeDriver
@@ -116,8 +118,10 @@ def test_a_bound_call_is_the_same_driver_call_and_no_more(fake: FakeDriver, rout
 
     for name in LAUNCHES:
         fake.replace[name] = launch
-    bound = prepared.bind(*ADDRESSES, out_stride=2000)
-    other = prepared.bind(16 << 20, *ADDRESSES[1:])  # neither changes what the other launches, nor does a launch
+    bound = prepared.bind(prepared.args(*ADDRESSES, out_stride=2000))
+    other = prepared.bind(
+        prepared.args(16 << 20, *ADDRESSES[1:])
+    )  # neither changes what the other launches, nor does a launch
     prepared.launch(*ADDRESSES, 5, out_stride=2000)
     fake.calls.clear()
     prepared.launch(32 << 20, *ADDRESSES[1:])
@@ -137,7 +141,7 @@ def test_a_bound_call_is_the_same_driver_call_and_no_more(fake: FakeDriver, rout
 
 def test_a_bound_cooperative_call_that_is_refused_falls_back(fake: FakeDriver) -> None:
     prepared = make(fake).prepare(LONG, route="auto", chunk=8192)
-    bound, later = prepared.bind(*ADDRESSES), prepared.bind(*ADDRESSES)
+    bound, later = (prepared.bind(prepared.args(*ADDRESSES)) for _ in range(2))
     fake.fail["cuLaunchCooperativeKernel"] = 720
     fake.calls.clear()
     bound(5)
@@ -167,7 +171,7 @@ def test_what_cannot_be_launched_cannot_be_bound(fake: FakeDriver, argument: str
     prepared = make(fake).prepare(LONG, route="persistent")
     names = ("logits", "lengths", "out", "workspace")
     with pytest.raises(InvalidArgument) as caught:
-        prepared.bind(**{**dict(zip(names, ADDRESSES, strict=True)), **how})
+        prepared.args(**{**dict(zip(names, ADDRESSES, strict=True)), **how})
     assert caught.value.argument == argument
     assert not set(fake.names) & set(LAUNCHES)
 
@@ -621,14 +625,17 @@ def test_bad_numpy_arguments_are_named(
 
 
 def test_what_is_prepared_is_what_was_asked_for(host: Engine) -> None:
-    made = api.prepare(rows=4, width=100_000, k=8, route="clustered", group=4, pdl=True)
-    assert (made.plan.route, made.plan.group, made.plan.grid, made.plan.pdl) == ("clustered", 4, 16, True)
+    made = drvtopk.prepare(rows=4, width=100_000, k=8, route="clustered", pdl=True)
+    assert (made.plan.route, made.plan.group, made.plan.grid, made.plan.pdl) == ("clustered", 16, 64, True)
+    assert host.prepare(made.problem, route="clustered", group=4).plan.grid == 16
     assert made.problem.pdl and made.workspace_bytes == 0
-    assert not api.prepare(rows=4, width=100_000, k=8).plan.pdl
+    assert not drvtopk.prepare(rows=4, width=100_000, k=8).plan.pdl
     with pytest.raises(InvalidArgument, match="group"):
-        api.prepare(rows=4, width=100_000, k=8, group=4)
+        host.prepare(made.problem, group=4)
+    with pytest.raises(TypeError, match="group"):  # for tests and study, and of the engine only
+        drvtopk.prepare(rows=4, width=100_000, k=8, group=4)  # type: ignore[call-arg]
     with pytest.raises(PlanError, match="forbids"):
-        api.prepare(rows=4, width=100_000, k=8, route="clustered", waits="never")
+        drvtopk.prepare(rows=4, width=100_000, k=8, route="clustered", waits="never")
 
 
 def test_a_device_result_is_made_when_none_is_given(host: Engine, fake: FakeDriver) -> None:

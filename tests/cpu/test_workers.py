@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import drvtopk
-from drvtopk import compile_worker, compiler, workers
+from drvtopk import compile_worker, compiler, nvrtc, workers
 from drvtopk.cache import Cache
 from drvtopk.compiler import compile_source, compile_variant, compile_variants
 from drvtopk.driver import Driver
@@ -55,7 +55,7 @@ def elsewhere() -> Iterator[None]:
 
 
 def asked_of_a_worker(source: bytes = SOURCE) -> tuple[int, str, bytes]:
-    return workers.compile_elsewhere(compiler.nvrtc_path(), compiler.nvrtc_version(), source, "it.cu", {}, OPTIONS)
+    return workers.compile_elsewhere(nvrtc.nvrtc_path(), nvrtc.nvrtc_version(), source, "it.cu", {}, OPTIONS)
 
 
 def standing_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -134,7 +134,7 @@ pathlib.Path({str(tmp_path / "said")!r}).write_text(json.dumps(said))
 @linux
 def test_a_worker_of_another_library_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(workers.WorkerFailed, match="without an answer"):
-        workers.compile_elsewhere(compiler.nvrtc_path(), (11, 0), SOURCE, "it.cu", {}, OPTIONS)
+        workers.compile_elsewhere(nvrtc.nvrtc_path(), (11, 0), SOURCE, "it.cu", {}, OPTIONS)
 
 
 FAILURES: dict[str, str] = {

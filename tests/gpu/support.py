@@ -20,7 +20,8 @@ import pytest
 from drvtopk import compiler, engine
 from drvtopk.cache import Cache, default_folder
 from drvtopk.driver import Driver
-from drvtopk.engine import Engine, Prepared
+from drvtopk.engine import Engine
+from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
 from drvtopk.spec import PLAIN, ROUTES, Options, Selected, Variant, align
 from drvtopk.testing.inputs import canaries, surround

@@ -10,6 +10,7 @@ import pytest
 
 import drvtopk
 from drvtopk.compiler import compile_source
+from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
 from drvtopk.testing.inputs import make
 from drvtopk.testing.oracle import faults
@@ -27,7 +28,7 @@ def needed(gpu: Gpu) -> None:
         pytest.skip("no dependent launch here: compute capability 9.0 has it")
 
 
-def prepared_chain(gpu: Gpu, route: str) -> drvtopk.engine.Prepared:
+def prepared_chain(gpu: Gpu, route: str) -> Prepared:
     prepared = gpu.engine.prepare(Problem(rows=1, width=WIDTH, k=1, pdl=True), route=route)
     assert prepared.plan.pdl and prepared.workspace_bytes == 0
     return prepared

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from drvtopk.engine import Prepared
+from drvtopk.launch import Prepared
 from drvtopk.plan import Problem, plan
 from drvtopk.spec import PLAIN, Options, Selected
 from drvtopk.testing.oracle import select

@@ -19,6 +19,7 @@ from drvtopk.plan import Problem, plan
 from drvtopk.spec import ROUTES, Variant
 from drvtopk.testing.inputs import make
 from drvtopk.testing.oracle import faults
+from drvtopk.words import Route
 from tests.gpu.green import Green, green_stream
 from tests.gpu.kernels import within
 from tests.gpu.support import POISON, Floats, Gpu, Ints, compile_ahead
@@ -82,7 +83,7 @@ def launched(gpu: Gpu, x: Floats, prepared: drvtopk.Prepared, *streams: int, tim
 
 @within(40)
 @pytest.mark.parametrize("route", ["auto", *ROUTES])
-def test_topk_ends_and_is_exact(gpu: Gpu, green: Green, route: str) -> None:
+def test_topk_ends_and_is_exact(gpu: Gpu, green: Green, route: Route) -> None:
     """A named route either runs within the part, or is refused before anything is launched."""
     ran = 0
     for rows, width in SHAPES:
@@ -121,7 +122,7 @@ def test_topk_of_device_arrays_ends_and_is_exact(gpu: Gpu, green: Green) -> None
 
 @within(40)
 @pytest.mark.parametrize("route", ["auto", *ROUTES])
-def test_it_is_planned_for_the_sms_of_the_stream(gpu: Gpu, green: Green, route: str) -> None:
+def test_it_is_planned_for_the_sms_of_the_stream(gpu: Gpu, green: Green, route: Route) -> None:
     prepared = drvtopk.prepare(rows=1, width=WIDTH, k=K, route=route, stream=green.stream)
     made = prepared.plan
     assert made.sms == green.sms < gpu.engine.device.sms
@@ -137,7 +138,8 @@ def test_it_is_planned_for_the_sms_of_the_stream(gpu: Gpu, green: Green, route: 
 def test_preparations_for_other_streams_keep_their_plans(gpu: Gpu, green: Green) -> None:
     driver, x = gpu.driver, make("normal", 1, WIDTH)
     problem: dict[str, Any] = {"rows": 1, "width": WIDTH, "k": K}
-    for route in ("auto", *gpu.routes):
+    routes: tuple[Any, ...] = ("auto", *gpu.routes)
+    for route in routes:
         before = drvtopk.prepare(**problem, route=route)
         made = before.plan
         assert made.sms == gpu.engine.device.sms
@@ -169,7 +171,7 @@ def test_a_launch_planned_for_the_whole_device_ends_and_is_exact(gpu: Gpu, green
 
 @within(40)
 @pytest.mark.parametrize("route", ["auto", *ROUTES])
-def test_launches_in_both_parts_at_once(gpu: Gpu, green: Green, route: str) -> None:
+def test_launches_in_both_parts_at_once(gpu: Gpu, green: Green, route: Route) -> None:
     """On the part and on all SMs, which hold its blocks as well."""
     stream, x = gpu.driver.stream_create(), make("normal", 1, WIDTH)
     prepared = drvtopk.prepare(rows=1, width=WIDTH, k=K, route=route, stream=green.stream)
@@ -182,7 +184,7 @@ def test_launches_in_both_parts_at_once(gpu: Gpu, green: Green, route: str) -> N
 @pytest.mark.parametrize(
     ("route", "told"), [*((route, True) for route in ("auto", *ROUTES)), ("filtered", False), ("persistent", False)]
 )
-def test_a_graph_captured_on_it(gpu: Gpu, green: Green, route: str, told: bool) -> None:
+def test_a_graph_captured_on_it(gpu: Gpu, green: Green, route: Route, told: bool) -> None:
     """Also of a preparation that was not told of the stream: in a capture the driver refuses no cooperative grid."""
     driver, x = gpu.driver, make("normal", 1, WIDTH)
     prepared = drvtopk.prepare(rows=1, width=WIDTH, k=K, route=route, stream=green.stream if told else None)

@@ -179,6 +179,7 @@ def test_many_threads_use_everything_first_at_once(gpu: Gpu) -> None:
             for turn in range(8):
                 rows, width, k = shapes[(which + turn) % len(shapes)]
                 x = np.random.default_rng(100 * which + turn).standard_normal((rows, width), dtype=np.float32)
+                found: Any
                 if which % 2:
                     found = drvtopk.topk(x, k, stream=stream)
                 else:
@@ -198,7 +199,8 @@ def test_many_threads_use_everything_first_at_once(gpu: Gpu) -> None:
 @pytest.mark.parametrize("stream", [1, 2])
 def test_the_default_streams_by_their_handles(gpu: Gpu, stream: int) -> None:
     x = np.random.default_rng(stream).standard_normal((3, 40_000), dtype=np.float32)
-    for route in gpu.routes:
+    routes: tuple[Any, ...] = gpu.routes
+    for route in routes:
         assert faults(x, 512, None, drvtopk.topk(x, 512, stream=stream, route=route)) == []
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drvtopk.engine import Prepared
 from drvtopk.errors import DriverError
+from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
 from drvtopk.testing.inputs import make
 from drvtopk.testing.oracle import faults
@@ -87,7 +87,7 @@ def test_a_bound_launch_falls_back_too(gpu: Gpu, monkeypatch: pytest.MonkeyPatch
     stream = driver.stream_create()
     with gpu.memory(x.nbytes, 4 * ROWS * K) as (logits, out):
         driver.copy_to_device(logits, x)
-        bound = prepared.bind(logits, 0, out)
+        bound = prepared.bind(prepared.args(logits, 0, out))
         for _ in range(2):
             driver.memset(out, POISON, 4 * ROWS * K)
             driver.synchronize()
