@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from drvtopk import forks
@@ -22,22 +23,29 @@ PARAMS_BYTES = _PARAMS.size
 EXTRAS_BYTES = _EXTRAS.size
 
 
+class Extras(NamedTuple):
+    """What options that need more arrays add to a launch, in the order of the parameter block."""
+
+    values: int = 0
+    row_starts: int = 0
+    page_table: int = 0
+    values_stride: int = 0
+    page_table_stride: int = 0
+    page_size: int = 1
+    rows_per_table: int = 1
+
+
 class LaunchArgs(NamedTuple):
     """What one launch is told, checked against its problem (`Prepared.args`): device addresses, 0 where there is none,
-    and strides in elements. In the order of the parameter block, but for the logits' stride, which is the plan's."""
+    and strides in elements."""
 
     logits: int
     lengths: int
     out: int
     workspace: int
     out_stride: int
-    values: int
-    row_starts: int
-    page_table: int
-    values_stride: int
-    page_table_stride: int
-    page_size: int
-    rows_per_table: int
+    extras: Extras | None
+    """Only where the options need them."""
 
 
 class Launcher:
@@ -76,9 +84,9 @@ class Launcher:
         return launcher(*given, p.block, refusals=refusals, keep=keep)
 
     def _fill(self, args: LaunchArgs) -> None:
-        logits, lengths, out, workspace, out_stride, *extras = args
-        _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self._stride, out_stride)
-        if self.extras:
+        logits, lengths, out, workspace, step, extras = args
+        _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self._stride, step)
+        if extras is not None:
             _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
 
     def __call__(self, args: LaunchArgs, stream: int) -> bool:
@@ -154,24 +162,18 @@ class Prepared:
         lengths: int,
         out: int,
         workspace: int = 0,
-        *,
         out_stride: int | None = None,
-        values: int = 0,
-        values_stride: int | None = None,
-        row_starts: int = 0,
-        page_table: int = 0,
-        page_table_stride: int = 0,
-        page_size: int = 1,
-        rows_per_table: int = 1,
+        **extras: int | None,
     ) -> LaunchArgs:
         """Checks what `launch` is given: device addresses.
 
         `logits` (rows, width) of the prepared dtype, with the prepared stride; `lengths` int32 (rows,), or 0: every
         row has `width` elements; `out` (rows, k) of the prepared index dtype, its rows `out_stride` elements apart (k
         unless given); `workspace` of `workspace_bytes` bytes, aligned to 128, not shared with a launch that may run at
-        the same time. Each that was prepared for, and no other: `values` (rows, k) of the logits' dtype; `row_starts`
-        int32 (rows,); `page_table` int32, its rows `page_table_stride` elements apart, of which row r reads
-        row r // `rows_per_table`. Strides are in elements. Raises InvalidArgument.
+        the same time. `extras` are those that were prepared for, and no other: `values` (rows, k) of the logits' dtype,
+        with `values_stride`; `row_starts` int32 (rows,); `page_table` int32, its rows `page_table_stride` elements
+        apart, of which row r reads row r // `rows_per_table`, with `page_size`. Strides are in elements. Raises
+        InvalidArgument.
         """
         active = self._active
         k, rows = active.k, active.rows
@@ -187,11 +189,8 @@ class Prepared:
             or (active.needs_workspace and (not workspace or workspace % WORKSPACE_ALIGNMENT))
         ):
             active.check(logits, lengths, out, workspace)
-        more = values, row_starts, page_table, k if values_stride is None else values_stride
-        args = LaunchArgs(logits, lengths, out, workspace, step, *more, page_table_stride, page_size, rows_per_table)
-        if rows and (active.extras or values or row_starts or page_table):
-            self._check_extras(args)
-        return args
+        more = self._extras(extras) if extras or active.extras else None
+        return tuple.__new__(LaunchArgs, (logits, lengths, out, workspace, step, more))  # a call of it costs twice that
 
     def launch(
         self, logits: int, lengths: int, out: int, workspace: int = 0, stream: int = 0, **more: int | None
@@ -200,11 +199,13 @@ class Prepared:
 
         Raises InvalidArgument before anything is launched, DriverError if the driver refuses.
         """
-        self.launch_args(self.args(logits, lengths, out, workspace, **more), stream)  # type: ignore[arg-type]
+        self.launch_args(self.args(logits, lengths, out, workspace, **more), stream)
 
     def launch_args(self, args: LaunchArgs, stream: int) -> None:
         """Launches what `args` checked."""
-        active = self._looked_at(args)
+        active = self._active
+        if active is self._fallback:
+            self._check_again(args)
         if active.rows and not active(args, stream):
             self._fall_back(args)(args, stream)
 
@@ -212,17 +213,17 @@ class Prepared:
         """`launch_args` without launching: everything is packed now, and each call of what comes back, with a stream's
         handle, is the driver call and nothing else. For buffers that stay where they are; `keep` is held as long as it
         is."""
-        active = self._looked_at(args)
+        active = self._active
+        if active is self._fallback:
+            self._check_again(args)
         if not active.rows:
             return Bound(self, _launch_nothing, None, keep)
         return Bound(self, active.bound(args), args, keep)
 
-    def _looked_at(self, args: LaunchArgs) -> Launcher:
-        """What is launched now. A fallback may load more at once than what `args` was checked for."""
-        active = self._active
-        if active is self._fallback and active.rows:
-            active.check(*args[:4])
-        return active
+    def _check_again(self, args: LaunchArgs) -> None:
+        """The fallback may have come after `args` was checked, and it may load more at once."""
+        if self._fallback is not None and self._fallback.rows:
+            self._fallback.check(*args[:4])
 
     def _fall_back(self, args: LaunchArgs) -> Launcher:
         """From now on the launch in which no block waits. Its loads may be wider, so the addresses are checked anew."""
@@ -236,23 +237,29 @@ class Prepared:
         fallback.check(*args[:4])
         return fallback
 
-    def _check_extras(self, args: LaunchArgs) -> None:
+    def _extras(self, given: Mapping[str, int | None]) -> Extras | None:
         options, rows, k = self.problem.options, self.problem.rows, self.problem.k
+        if not rows:
+            return Extras() if options.extras else None
+        found = Extras(**{name: value for name, value in given.items() if value is not None})
         for name in ("values", "row_starts", "page_table"):
-            address = getattr(args, name)
+            address = getattr(found, name)
             if getattr(options, name):
                 _check_address(name, address, options.item_bytes if name == "values" else 4)
             elif address:
                 raise InvalidArgument(name, hex(address), "0: the problem was prepared without it")
-        if options.values and args.values_stride < k and rows > 1:
-            raise InvalidArgument("values_stride", args.values_stride, f"at least k = {k} elements")
+        if given.get("values_stride") is None:
+            found = found._replace(values_stride=k)
+        if options.values and found.values_stride < k and rows > 1:
+            raise InvalidArgument("values_stride", found.values_stride, f"at least k = {k} elements")
         if options.page_table:
-            if not 1 <= args.page_size < 2**31:
-                raise InvalidArgument("page_size", args.page_size, f"1..{2**31 - 1}")
-            if not 1 <= args.rows_per_table <= rows:
-                raise InvalidArgument("rows_per_table", args.rows_per_table, f"1..{rows}")
-            if args.page_table_stride < 0:
-                raise InvalidArgument("page_table_stride", args.page_table_stride, "at least 0")
+            if not 1 <= found.page_size < 2**31:
+                raise InvalidArgument("page_size", found.page_size, f"1..{2**31 - 1}")
+            if not 1 <= found.rows_per_table <= rows:
+                raise InvalidArgument("rows_per_table", found.rows_per_table, f"1..{rows}")
+            if found.page_table_stride < 0:
+                raise InvalidArgument("page_table_stride", found.page_table_stride, "at least 0")
+        return found if options.extras else None
 
 
 def _check_address(name: str, address: int, alignment: int, *, there: bool = True) -> None:
