@@ -23,7 +23,6 @@ from drvtopk.errors import (
 from drvtopk.explain import explain
 from drvtopk.plan import Plan, Problem
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Selected, Tuning, Variant
-from drvtopk.testing.oracle import topk_reference
 
 if TYPE_CHECKING:
     from drvtopk.api import devices, primary_context, topk
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from drvtopk.interop.device_array import DeviceArray
     from drvtopk.launch import Bound
     from drvtopk.prepared import Prepared, prepare, prepare_many
+    from drvtopk.testing.oracle import topk_reference
 
 __version__ = "0.1.0"
 
@@ -81,6 +81,7 @@ _HOMES = {
     "prepare_many": "drvtopk.prepared",
     "primary_context": "drvtopk.api",
     "topk": "drvtopk.api",
+    "topk_reference": "drvtopk.testing.oracle",
     "use_cubins": "drvtopk.export.prebuilt",
 }
 

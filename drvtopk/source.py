@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from drvtopk.errors import CompilerUnavailable
@@ -15,26 +14,36 @@ from drvtopk.errors import CompilerUnavailable
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-_PACKAGE: Any = resources.files("drvtopk")  # a Path, or one inside a .zip
-_PLACES = (_PACKAGE / "cuda_src", _PACKAGE.parent / "cuda_src")
+
+def _package() -> Any:
+    """A Path, or one inside a .zip."""
+    from importlib import resources  # a third of what `import drvtopk` would cost
+
+    return resources.files("drvtopk")
+
+
+def _places() -> tuple[Any, Any]:
+    """Where the kernels' sources may be."""
+    package = _package()
+    return package / "cuda_src", package.parent / "cuda_src"
 
 
 def shipped(name: str) -> Traversable:
     """A file of the package, which need not be one of the file system."""
-    found: Traversable = _PACKAGE / name
+    found: Traversable = _package() / name
     return found
 
 
 @cache
 def kernel_sources() -> dict[str, bytes]:
     """Every entry file (*.cu) and header (*.cuh) by name, read once. Raises CompilerUnavailable if there are none."""
-    for folder in _PLACES:
+    for folder in (places := _places()):
         listed = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ()
         found = {file.name: file.read_bytes() for file in listed if file.name.endswith((".cu", ".cuh"))}
         if found:
             return found
     raise CompilerUnavailable(
-        f"the kernel sources are missing from {' and '.join(map(str, _PLACES))}: reinstall drvtopk"
+        f"the kernel sources are missing from {' and '.join(map(str, places))}: reinstall drvtopk"
     )
 
 

@@ -44,14 +44,14 @@ def test_the_sources_inside_the_package_come_first(
         (folder / "a.cu").write_text(folder.name)
         (folder / "a.cuh").write_text(folder.name)
         (folder / "a.cubin").write_text("no source")
-    monkeypatch.setattr(source, "_PLACES", (inside, beside))
+    monkeypatch.setattr(source, "_places", lambda: (inside, beside))
     assert source.kernel_sources() == {"a.cu": b"inside", "a.cuh": b"inside"}
 
 
 def test_a_package_without_sources_says_where_it_looked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: None
 ) -> None:
-    monkeypatch.setattr(source, "_PLACES", (tmp_path / "inside", tmp_path / "beside"))
+    monkeypatch.setattr(source, "_places", lambda: (tmp_path / "inside", tmp_path / "beside"))
     with pytest.raises(CompilerUnavailable) as refused:
         source.kernel_sources()
     assert str(tmp_path / "inside") in str(refused.value)
