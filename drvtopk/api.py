@@ -194,6 +194,7 @@ def topk(
     Returns `out`, or what was made: a numpy array, or a DeviceArray. With `values`, Selected(indices, values) of these.
     Raises InvalidArgument, PlanError, DriverUnavailable, CompileError, DriverError; NotPrepared inside a capture.
     """
+    arguments = locals()
     k = check_k(k)
     asked_route = one_of("route", route, ASKED_ROUTES)
     beside = CallArrays(lengths, out, values, row_starts, page_table, page_size, workspace)
@@ -203,7 +204,11 @@ def topk(
     else:
         if not is_device_array(logits):
             raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({SPOKEN})")
-        engine = current_engine()
+        try:
+            engine = current_engine()
+        except DriverUnavailable:
+            with _context_of(logits):  # raises it again unless that is what was missing
+                return topk(**arguments)
         given, handle = logits_and_stream(engine, logits, stream, None)
         kind = dtype_of("logits", given, dtype)
     options = Options(
@@ -229,6 +234,17 @@ def topk(
         return _topk_numpy(request, logits, beside, stream_handle(stream))
     with engine.driver.relaxed_capture():
         return _topk_device(request, engine, given, beside, handle)
+
+
+@contextlib.contextmanager
+def _context_of(logits: Any) -> Iterator[None]:
+    """On a thread without a context: the primary one of the array's device, as the CUDA runtime would have it."""
+    driver = drv.load()
+    device = view("logits", logits, None).device if driver.current_context() is None else None
+    if device is None:
+        current_engine()
+    with driver.primary_context(device or 0):
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

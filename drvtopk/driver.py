@@ -18,6 +18,7 @@ from drvtopk.spec import THREADS, DeviceInfo, arch_of
 
 COOPERATIVE_LAUNCH_TOO_LARGE = 720
 INVALID_CLUSTER_SIZE = 912
+NO_CONTEXT = 201  # what a thread without a current context is told
 # Of a launch in clusters where the SMs that its stream may use can never hold one; nothing is launched. An H200 answers
 # 912 (driver 580, clusters of 16 in green contexts of 8 to 64 SMs); 720 is what grids are refused by that never fit.
 CLUSTER_REFUSALS = (INVALID_CLUSTER_SIZE, COOPERATIVE_LAUNCH_TOO_LARGE)

@@ -243,7 +243,7 @@ class Engine:
         return found
 
     def _launcher(self, made: Plan) -> Launcher:
-        return Launcher(self.driver, made, self._raise_limit(made.variant, made.smem_bytes))
+        return Launcher(self.driver, self.context, made, self._raise_limit(made.variant, made.smem_bytes))
 
 
 _lock = forks.lock()

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from drvtopk import forks
-from drvtopk.driver import CLUSTER_REFUSALS, Driver, Launch
-from drvtopk.errors import InvalidArgument, PlanError
+from drvtopk.driver import CLUSTER_REFUSALS, NO_CONTEXT, Driver, Launch
+from drvtopk.errors import DriverError, InvalidArgument, PlanError
 from drvtopk.events import tell
 from drvtopk.plan import Plan, Problem
 from drvtopk.spec import EXTRAS, INDEX_DTYPES, PARAMS, VARYING, WORKSPACE_ALIGNMENT, packed
@@ -51,9 +51,9 @@ class LaunchArgs(NamedTuple):
 class Launcher:
     """One plan, bound to its loaded kernel, with the parameter block that each launch fills in."""
 
-    def __init__(self, driver: Driver, plan: Plan, function: Any) -> None:
+    def __init__(self, driver: Driver, context: Any, plan: Plan, function: Any) -> None:
         self.plan = plan
-        self._driver = driver
+        self._driver, self._context = driver, context
         self._function = function
         self._lock = forks.lock()  # the driver copies the block during the call, so it must not change under it
         self._stride = plan.stride
@@ -93,7 +93,17 @@ class Launcher:
         """One driver call. False: blocks that wait together and can never be resident."""
         with self._lock:
             self._fill(args)
-            return self._launch(stream)
+            try:
+                return self._launch(stream)
+            except DriverError as error:
+                return self.in_its_context(self._launch, stream, error)
+
+    def in_its_context(self, launch: Launch, stream: Any, error: DriverError) -> bool:
+        """Once more, if this thread has no context: in the one that was prepared for. Nothing was launched then."""
+        if error.code != NO_CONTEXT or self._context is None:
+            raise error
+        with self._driver.current(self._context):
+            return launch(stream)
 
     def bound(self, args: LaunchArgs) -> Launch:
         """A launch with a block of its own, which nobody changes any more."""
@@ -121,10 +131,17 @@ class Bound:
 
     def __call__(self, stream: Any = 0) -> None:
         """One driver call on `stream`, a handle (0: the legacy default stream). Raises DriverError if it fails."""
-        if not self._launch(stream):
+        if not self._run(stream):
             assert self._args is not None  # a type fact: a launch of no rows is never refused
-            launch = self._launch = self._prepared._fall_back(self._args).bound(self._args)
-            launch(stream)
+            self._launch = self._prepared._fall_back(self._args).bound(self._args)
+            self._run(stream)
+
+    def _run(self, stream: Any) -> bool:
+        launch = self._launch
+        try:
+            return launch(stream)
+        except DriverError as error:
+            return self._prepared._active.in_its_context(launch, stream, error)
 
 
 def _launch_nothing(stream: Any) -> bool:

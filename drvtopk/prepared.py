@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 from drvtopk.checks import flag, integer, one_of
+from drvtopk.driver import NO_CONTEXT
 from drvtopk.engine import Engine, current_engine
-from drvtopk.errors import InvalidArgument
+from drvtopk.errors import DriverError, InvalidArgument
 from drvtopk.interop.arrays import DeviceView, rows_view, stream_handle
 from drvtopk.interop.calls import CallArrays, bind, launch, logits_and_stream
 from drvtopk.launch import Bound
@@ -21,9 +22,14 @@ from drvtopk.spec import ASKED_ROUTES, Options
 from drvtopk.words import Dtype, IndexDtype, Nan, Order, Route, TieBreak, Waits
 from drvtopk.workers import together
 
+T = TypeVar("T")
+
 
 class Prepared:
-    """One problem, prepared once in the current context; each call is then one launch, ready for graph capture."""
+    """One problem, prepared once in the current context; each call is then one launch, ready for graph capture.
+
+    On a thread without a current context a call runs in the one that was prepared for.
+    """
 
     def __init__(self, engine: Engine, inner: _Prepared) -> None:
         self.engine = engine
@@ -60,10 +66,8 @@ class Prepared:
         This is one driver call, the launch, unless an array names another stream that it waits for; a cooperative one
         asks its stream for its SMs before. `launch` takes addresses.
         """
-        given, handle = logits_and_stream(self.engine, logits, stream, self.problem.options.dtype)
-        self._check_logits(given)
         beside = CallArrays(lengths, out, values, row_starts, page_table, page_size, workspace)
-        launch(self.engine, self._inner, given, beside, handle)
+        self._here(self._launch, logits, beside, stream)
 
     def bind(
         self,
@@ -81,10 +85,29 @@ class Prepared:
         the driver call and nothing else. It keeps the arrays. Nothing is waited for then: what it reads has to be ready
         on that stream.
         """
+        beside = CallArrays(lengths, out, values, row_starts, page_table, page_size, workspace)
+        return self._here(self._bind, logits, beside)
+
+    def _launch(self, logits: Any, beside: CallArrays, stream: Any) -> None:
+        given, handle = logits_and_stream(self.engine, logits, stream, self.problem.options.dtype)
+        self._check_logits(given)
+        launch(self.engine, self._inner, given, beside, handle)
+
+    def _bind(self, logits: Any, beside: CallArrays) -> Bound:
         given = rows_view("logits", logits, self.problem.options.dtype)
         self._check_logits(given)
-        beside = CallArrays(lengths, out, values, row_starts, page_table, page_size, workspace)
         return bind(self.engine, self._inner, given, beside, keep=(logits, beside))
+
+    def _here(self, work: Callable[..., T], *given: Any) -> T:
+        """What `work` does; on a thread without a context in the one that was prepared for. The driver refuses its
+        first call there, so nothing is half done then."""
+        try:
+            return work(*given)
+        except DriverError as error:
+            if error.code != NO_CONTEXT or self.engine.context is None:
+                raise
+            with self.engine.driver.current(self.engine.context):
+                return work(*given)
 
     def _check_logits(self, given: DeviceView) -> None:
         problem = self.problem

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ import drvtopk
 from drvtopk import driver as drv
 from drvtopk import engine
 from drvtopk.engine import current_engine
-from drvtopk.errors import CompileError
+from drvtopk.errors import CompileError, DriverError, DriverUnavailable
+from drvtopk.interop.arrays import from_address
 from drvtopk.spec import Variant
 from drvtopk.testing.oracle import faults
 from tests import emulated
 from tests.emulated import EmulatedDriver
-from tests.producers import Interface
+from tests.producers import CupyArray, Interface, Memory, Tensor, Versioned, frameworks
 
 THREADS = 32
 
@@ -218,3 +220,126 @@ def test_a_forked_child_is_told_so_and_never_hangs() -> None:
     done = subprocess.run([sys.executable, "-c", FORKS], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stdout + done.stderr
     assert "forked after CUDA was initialised" in done.stdout  # of the grandchild
+
+
+# Threads without a context
+
+# What the driver answers without one; the rest is told CUDA_ERROR_INVALID_CONTEXT.
+FREE = {"cuCtxGetCurrent", "cuCtxSetCurrent", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuCtxGetId", "cuDeviceGet"}
+FREE |= {"cuDeviceGetCount", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuInit"}
+FREE |= {"cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString", "cuGetProcAddress", "cuStreamGetGreenCtx"}
+FREE |= {"cuThreadExchangeStreamCaptureMode"}
+
+
+class Strict(EmulatedDriver):
+    """Each thread has contexts of its own, and every other one begins without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mine = threading.local()
+        self.stack.append(0x77)
+
+    @property
+    def stack(self) -> list[int]:
+        if not hasattr(self.mine, "stack"):
+            self.mine.stack = []
+        found: list[int] = self.mine.stack
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        call = super().__getattr__(name)
+        if name in FREE:
+            return call
+
+        def within(*args: Any) -> Any:
+            return call(*args) if self.stack else (201,)
+
+        return within
+
+    def _cuCtxGetCurrent(self) -> int:
+        return self.stack[-1] if self.stack else 0
+
+    def _cuCtxPushCurrent(self, context: int) -> tuple[int]:
+        self.stack.append(context)
+        return (0,)
+
+    def _cuCtxPopCurrent(self) -> int:
+        return self.stack.pop()
+
+    def _cuCtxSetCurrent(self, context: int) -> tuple[int]:
+        self.stack[-1:] = [context] if context else []
+        return (0,)
+
+    def _cuDevicePrimaryCtxRetain(self, device: int) -> int:
+        return 0x77
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> Strict:
+    api = Strict()
+    emulated.use(monkeypatch, api, compiler)
+    return api
+
+
+def elsewhere(work: Callable[[], Any]) -> Any:
+    """What it gives on a thread that is new."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(timeout=20)
+
+
+@pytest.mark.parametrize("kind", [Tensor, CupyArray, Versioned])
+def test_an_array_that_says_its_device_works_on_a_thread_without_a_context(
+    monkeypatch: pytest.MonkeyPatch, strict: Strict, kind: type[Memory]
+) -> None:
+    frameworks(monkeypatch, 0)
+    x = logits(1, 2, 3000)
+    given = kind(drv.load(), x)
+    found = elsewhere(lambda: drvtopk.topk(given, 16))
+    assert faults(x, 16, None, found.numpy()) == []
+    assert elsewhere(lambda: strict.stack) == [] and strict.stack == [0x77]
+
+
+def test_one_that_does_not_say_it_is_refused_as_ever(strict: Strict) -> None:
+    given = Interface(drv.load(), logits(1, 2, 3000))
+    with pytest.raises(DriverUnavailable, match="no CUDA context is current on this thread"):
+        elsewhere(lambda: drvtopk.topk(given, 16))
+    assert not {"cuLaunchKernel", "cuMemAlloc"} & set(strict.names[-3:])
+
+
+@pytest.mark.parametrize("route", ["filtered", "persistent"])
+def test_what_is_prepared_runs_in_its_context_on_any_thread(strict: Strict, route: Any) -> None:
+    x = logits(1, 2, 40_000)
+    ready = drvtopk.prepare(rows=2, width=40_000, k=16, route=route)
+    driver = drv.load()
+    array, out = Interface(driver, x), Interface(driver, np.zeros((2, 16), np.int32))
+    workspace = from_address(driver.mem_alloc(ready.workspace_bytes or 1), (ready.workspace_bytes,), "uint8")
+    bound = ready.bind(array, out=out, workspace=workspace)
+    for call in (
+        lambda: ready(array, out=out, workspace=workspace),
+        lambda: ready.launch(array.at, 0, out.at, workspace.address),
+        lambda: ready.bind(array, out=out, workspace=workspace)(0),
+        lambda: bound(0),
+    ):
+        driver.memset(out.at, 0x55, 4 * 2 * 16)
+        elsewhere(call)
+        found = np.empty((2, 16), np.int32)
+        driver.copy_to_host(found, out.at)
+        assert faults(x, 16, None, found) == []
+    strict.fail["cuLaunchCooperativeKernel" if route == "persistent" else "cuLaunchKernel"] = 700
+    with pytest.raises(DriverError, match="700"):
+        elsewhere(lambda: bound(0))
+    assert strict.stack == [0x77]
+
+
+def test_a_refusal_on_such_a_thread_falls_back_there(strict: Strict) -> None:
+    x = logits(1, 2, 40_000)
+    driver = drv.load()
+    ready = drvtopk.prepare(rows=2, width=40_000, k=16, route="persistent")
+    array, out = Interface(driver, x), Interface(driver, np.zeros((2, 16), np.int32))
+    workspace = from_address(driver.mem_alloc(ready.workspace_bytes), (ready.workspace_bytes,), "uint8")
+    first = ready.bind(array, out=out, workspace=workspace)
+    strict.fail["cuLaunchCooperativeKernel"] = 720
+    elsewhere(lambda: first(0))
+    found = np.empty((2, 16), np.int32)
+    driver.copy_to_host(found, out.at)
+    assert faults(x, 16, None, found) == [] and ready.plan.route == "filtered"
