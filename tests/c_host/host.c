@@ -392,8 +392,19 @@ static drvtopk_problem problem_of_arguments(void) {
   return problem;
 }
 
-static void planned(drvtopk_error error, const drvtopk_plan* plan) {
-  if (error) stop(UNPLANNED, drvtopk_error_text(error), plan->why);
+static void planned(drvtopk_error error, const drvtopk_plan* plan, int64_t k) {
+  const drvtopk_rejected* rejected = &plan->rejected;
+  char figures[256];
+  if (!error) return;
+  if (plan->missing.count) {
+    missing_name(&plan->missing, k, figures, sizeof figures);
+  } else {
+    (void)snprintf(figures, sizeof figures,
+                   "%s, %s, %" PRId64 " blocks a row, %" PRId64 " bytes of shared memory, %" PRId64 " resident",
+                   drvtopk_reason_name(plan->reason), drvtopk_route_name(rejected->route), rejected->group,
+                   rejected->smem_bytes, rejected->resident_cap);
+  }
+  stop(UNPLANNED, drvtopk_error_text(error), figures);
 }
 
 static void filled(drvtopk_error error) {
@@ -442,7 +453,7 @@ int main(int count, char** arguments) {
   driver.user = &all;
   driver.occupancy = occupancy;
   driver.clusters = cu.max_clusters ? clusters : NULL;
-  planned(drvtopk_make_plan(&problem, &limits, NULL, &drvtopk_exported, &driver, &plan), &plan);
+  planned(drvtopk_make_plan(&problem, &limits, NULL, &drvtopk_exported, &driver, &plan), &plan, problem.k);
 
   item = (size_t)plan.kernel->item_bytes;
   index = (size_t)plan.kernel->index_bytes;
@@ -463,15 +474,15 @@ int main(int count, char** arguments) {
   check(cu.synchronize(), "cuCtxSynchronize");  // a stream of this kind does not wait for the copies by itself
   for (left = plan.grid ? number("repeat", 1) : 0; left > 0; --left) {
     if (launch(&all, &plan, &params, stream)) continue;
-    planned(drvtopk_after_refusal(&plan, &problem, &limits, &drvtopk_exported, &driver, NULL, &plan), &plan);
+    planned(drvtopk_after_refusal(&plan, &problem, &limits, &drvtopk_exported, &driver, &plan), &plan, problem.k);
     filled(drvtopk_fill_params(&plan, &arrays, &params));
-    if (!launch(&all, &plan, &params, stream)) stop(FAILED, "refused", plan.why);
+    if (!launch(&all, &plan, &params, stream)) stop(FAILED, "refused", plan.kernel->name);
   }
   check(cu.stream_synchronize(stream), "cuStreamSynchronize");
 
   fetch(arguments[3], arrays.out, problem.rows, plan.k, arrays.out_stride, index);
   if (given("values")) fetch(given("values"), arrays.values, problem.rows, plan.k, plan.k, item);
-  plan_as_json(&plan, limits.name, json, sizeof json);
+  plan_as_json(&plan, problem.k, limits.name, json, sizeof json);
   printf("%s\n", json);
 
   check(cu.stream_destroy(stream), "cuStreamDestroy_v2");

@@ -1,6 +1,8 @@
-// A plan as one line of JSON, with the field names of Python's Plan.
+// A plan, or why there is none, as one line of JSON with the field names of Python's Plan.
 #ifndef PLAN_JSON_H
 #define PLAN_JSON_H
+
+#include <inttypes.h>
 
 #include "drvtopk_kernels.h"
 
@@ -42,8 +44,17 @@ static inline void json_truth(json_text* text, const char* name, bool value) {
   json_add(text, truth);
 }
 
-static inline void plan_as_json(const drvtopk_plan* plan, const char* device, char* to, size_t size) {
+// "filtered<1024,4,alone>": the first kernel that is missing.
+static inline void missing_name(const drvtopk_missing* missing, int64_t k, char* to, size_t size) {
+  char cluster[16] = "";
+  if (missing->cluster > 1) (void)snprintf(cluster, sizeof cluster, ",x%" PRId32, missing->cluster);
+  (void)snprintf(to, size, "%s<%" PRId64 ",%" PRId32 "%s%s%s>", drvtopk_route_name(missing->route), k,
+                 missing->vec_size, cluster, missing->residency == 1 ? ",alone" : "", missing->pdl ? ",pdl" : "");
+}
+
+static inline void plan_as_json(const drvtopk_plan* plan, int64_t k, const char* device, char* to, size_t size) {
   json_text text;
+  char missing[96];
   text.at = to;
   text.left = size;
   json_add(&text, "{");
@@ -71,12 +82,15 @@ static inline void plan_as_json(const drvtopk_plan* plan, const char* device, ch
   json_truth(&text, "headroom_kept", plan->headroom_kept);
   json_truth(&text, "cooperative", plan->cooperative);
   json_number(&text, "workspace_bytes", plan->workspace_bytes);
-  json_string(&text, "why", plan->why);
+  json_string(&text, "reason", drvtopk_reason_name(plan->reason));
   json_number(&text, "residency", plan->residency);
   json_truth(&text, "pdl", plan->pdl);
   json_string(&text, "kernel", plan->kernel ? plan->kernel->name : "");
+  json_number(&text, "missing", plan->missing.count);
+  missing_name(&plan->missing, k, missing, sizeof missing);
+  json_string(&text, "first_missing", plan->missing.count ? missing : "");
   json_add(&text, "\"rejected\": ");
-  if (plan->fallback) {
+  if (plan->rejected.route != DRVTOPK_ROUTE_AUTO) {
     json_add(&text, "{");
     json_string(&text, "route", drvtopk_route_name(plan->rejected.route));
     json_number(&text, "vec_size", plan->rejected.vec_size);

@@ -15,13 +15,13 @@ static int clusters(void* user, const drvtopk_kernel* kernel, uint32_t smem_byte
   return ((const shim_questions*)user)->clusters((int)(kernel - drvtopk_kernels), smem_bytes);
 }
 
-// The plan, or with `refused` what follows the refusal of it. Returns the error; writes JSON of the plan, or its `why`.
+// The plan, or with `refused` what follows the refusal of it, as JSON. Returns the error.
 int shim_plan(const int64_t* p, const int64_t* options, const char* name, const char* arch, const int64_t* limits,
-              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused,
-              const char* reason, char* to, size_t size);
+              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused, char* to,
+              size_t size);
 int shim_plan(const int64_t* p, const int64_t* options, const char* name, const char* arch, const int64_t* limits,
-              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused,
-              const char* reason, char* to, size_t size) {
+              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused, char* to,
+              size_t size) {
   drvtopk_problem problem = drvtopk_problem_of(p[0], p[1], p[2]);
   drvtopk_device device;
   drvtopk_tuning tuned;
@@ -68,13 +68,9 @@ int shim_plan(const int64_t* p, const int64_t* options, const char* name, const 
   driver.clusters = clusters;
   error = drvtopk_make_plan(&problem, &device, tuning ? &tuned : NULL, &drvtopk_exported, &driver, &plan);
   if (!error && refused) {
-    error = drvtopk_after_refusal(&plan, &problem, &device, &drvtopk_exported, &driver, reason, &plan);
+    error = drvtopk_after_refusal(&plan, &problem, &device, &drvtopk_exported, &driver, &plan);
   }
-  if (error) {
-    (void)snprintf(to, size, "%s", plan.why);
-  } else {
-    plan_as_json(&plan, name, to, size);
-  }
+  plan_as_json(&plan, p[2], name, to, size);
   return (int)error;
 }
 
