@@ -24,6 +24,18 @@ _PLANNED_BY = {
     "min_chunk": "elements; a group is not split finer",
     "max_candidates": "keys that one block keeps in shared memory",
 }
+_REASONS = {
+    "none": "there is no plan",
+    "asked": "the caller named the route or the chunk",
+    "short_rows": "no row above tuning.radix_threshold is expected",
+    "many_rows": "fewer than tuning.sms_to_share SMs for each row",
+    "measured": "the fastest of those that fit, by times measured on this device",
+    "modelled": "the same by a model of this device",
+    "alone": "persistent as what is left",
+    "waits_forbidden": "fallback: blocks would wait for each other",
+    "does_not_fit": "fallback: the blocks of one row do not fit together, or their kernel is not exported",
+    "refused": "fallback: the driver refused the launch",
+}
 _WORDS: Mapping[str, Iterable[str]] = {
     "route": spec.ASKED_ROUTES,
     "dtype": spec.DTYPES,
@@ -43,13 +55,13 @@ _OPTIONS = {
     "page_table": "the output is what a page table makes of the indices",
 }
 _PARAMETERS = {
-    "logits": "device address",
-    "lengths": "device address of int32[rows]; 0: every row has `width` elements",
-    "out": "device address",
-    "workspace": "device address; 0 where no block waits",
+    "logits": "device address: (rows, width)",
+    "lengths": "device address: int32[rows]; 0: every row has `width` elements",
+    "out": "device address: (rows, k) indices",
+    "workspace": "device address: plan.workspace_bytes, any contents, for one launch at a time; 0 where no block waits",
     "logits_stride": "elements",
     "out_stride": "elements",
-    "rows": "rows",
+    "rows": "",
     "width": "elements",
     "group": "blocks that share a row",
     "groups": "rows in flight",
@@ -57,13 +69,13 @@ _PARAMETERS = {
     "candidates": "keys that one block keeps in shared memory",
     "cooperative": "0 or 1",
     "reserved": "0",
-    "values": "device address",
-    "row_starts": "device address of int32[rows]",
-    "page_table": "device address of int32",
+    "values": "device address: (rows, k) of the logits' dtype",
+    "row_starts": "device address: int32[rows]",
+    "page_table": "device address: int32",
     "values_stride": "elements",
     "page_table_stride": "elements",
     "page_size": "indices",
-    "rows_per_table": "rows",
+    "rows_per_table": "row r reads row r / rows_per_table of the page table",
 }
 """What each field of the parameter block is, or its unit."""
 _KERNEL = {
@@ -126,6 +138,11 @@ def kernels_header(kernels: Sequence[ExportedKernel]) -> str:
             f"typedef enum drvtopk_{name} {_list(_enumerator(name, word) for word in words)} drvtopk_{name};"
             for name, words in _WORDS.items()
         ),
+        "// What decided a plan.",
+        "typedef enum drvtopk_reason {",
+        *(f"    {_enumerator('reason', reason)},  // {note}" for reason, note in _REASONS.items()),
+        "    DRVTOPK_REASON_COUNT",
+        "} drvtopk_reason;",
         "",
         *_parameter_blocks(),
         *_tables(),
@@ -166,7 +183,8 @@ def _parameter_blocks() -> list[str]:
 
     more = {"drvtopk_params plain": "a plain kernel reads no more than this", **declared(extended[len(plain) :])}
     lines = [
-        "// What a kernel is told, by value. drvtopk_fill_params fills it; every launch may pass the extended one.",
+        "// What a kernel is told, by value. A host sets the addresses, out_stride and what stands behind `plain`, and 0",
+        "// elsewhere; drvtopk_fill_params sets the rest.",
         *_struct("drvtopk_params", declared(plain)),
         *_struct("drvtopk_extended_params", more),
         "// An array of -1 elements, if the compiler lays out anything else.",
@@ -250,6 +268,7 @@ def _definitions() -> list[str]:
         "MAX_OFFSET": _MAX_OFFSET,
         "CLUSTERS": _list(spec.CLUSTERS),
         "ROUTE_NAMES": _list(map(_text, spec.ASKED_ROUTES)),
+        "REASON_NAMES": _list(map(_text, _REASONS)),
         "THREADS": spec.THREADS,
         "NARROW_THREADS": spec.NARROW_THREADS,
         "WORKSPACE_ALIGNMENT": spec.WORKSPACE_ALIGNMENT,

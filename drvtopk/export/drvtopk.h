@@ -8,10 +8,10 @@
 //   2. answers `drvtopk_driver`'s two questions with the driver's own answers for the very function it will launch,
 //   3. calls `drvtopk_make_plan`: the same plan as Python's for the same inputs,
 //   4. lends each launch `plan.workspace_bytes` bytes, calls `drvtopk_fill_params`, and launches `plan.kernel` with
-//      plan.grid x plan.block threads and plan.smem_bytes of dynamic shared memory (no launch where plan.grid is 0):
-//        plan.cooperative  cuLaunchCooperativeKernel, and nothing else: its blocks wait for each other.
-//        plan.pdl          cuLaunchKernelEx with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 1
-//        else              cuLaunchKernel. The size of a cluster is compiled in.
+//      plan.grid x plan.kernel->threads threads and plan.smem_bytes of dynamic shared memory (not where grid is 0):
+//        plan.cooperative   cuLaunchCooperativeKernel, and nothing else: its blocks wait for each other.
+//        plan.kernel->pdl   cuLaunchKernelEx with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 1
+//        else               cuLaunchKernel. The size of a cluster is compiled in.
 //   5. launches the plan of `drvtopk_after_refusal` instead where `drvtopk_is_refusal` knows the answer of a launch.
 //      Nothing was launched then. Inside a capture no launch is refused, so plan for the SMs of the capturing stream: a
 //      graph with a cluster that never fits cannot be instantiated, one with a cooperative grid that never fits hangs.
@@ -25,9 +25,6 @@
 #endif
 
 #include <math.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -84,20 +81,6 @@ typedef struct drvtopk_driver {
                                // where no kernel with clusters is exported
 } drvtopk_driver;
 
-// What decided a plan.
-typedef enum drvtopk_reason {
-  DRVTOPK_REASON_NONE,             // there is no plan
-  DRVTOPK_REASON_ASKED,            // the caller named the route or the chunk
-  DRVTOPK_REASON_SHORT_ROWS,       // no row above tuning.radix_threshold is expected
-  DRVTOPK_REASON_MANY_ROWS,        // fewer than tuning.sms_to_share SMs for each row
-  DRVTOPK_REASON_MEASURED,         // the fastest of those that fit, by times measured on this device
-  DRVTOPK_REASON_MODELLED,         // the same by a model of this device
-  DRVTOPK_REASON_ALONE,            // persistent as what is left
-  DRVTOPK_REASON_WAITS_FORBIDDEN,  // fallback: blocks would wait for each other
-  DRVTOPK_REASON_DOES_NOT_FIT,     // fallback: the blocks of one row are not resident together, or no kernel for them
-  DRVTOPK_REASON_REFUSED           // fallback: the driver refused the launch
-} drvtopk_reason;
-
 // A launch that does not fit or was refused.
 typedef struct drvtopk_rejected {
   drvtopk_route route;  // DRVTOPK_ROUTE_AUTO: nothing was rejected
@@ -119,53 +102,28 @@ typedef struct drvtopk_missing {
 
 // One launch, as plain data. grid == groups * group; a cooperative grid never exceeds resident_cap.
 typedef struct drvtopk_plan {
-  const drvtopk_kernel* kernel;  // to launch
+  const drvtopk_kernel* kernel;  // to launch; null: there is no plan
+  drvtopk_problem problem;       // max_seq_len as it counts
+  drvtopk_device device;         // sms of the budget
+  drvtopk_tuning tuning;
   drvtopk_reason reason;
-  drvtopk_route route;
-  int32_t k, vec_size, residency;
-  int64_t rows;
-  int64_t width;         // elements
-  int64_t stride;        // elements
-  int64_t max_seq_len;   // elements
   uint32_t grid;         // blocks; 0: there is nothing to launch
-  uint32_t block;        // threads
   uint32_t group;        // blocks that share one row
   uint32_t groups;       // rows in flight
   uint32_t chunk;        // elements of a row that one block of the group holds (the whole row where no block waits)
   uint32_t candidates;   // keys of one threshold bin that a block can keep in shared memory
   uint32_t smem_bytes;   // dynamic shared memory of one block
-  int32_t sms;           // of the device, or of the budget
-  int32_t smem_optin;    // bytes
   int32_t occupancy;     // resident blocks per SM of this very kernel with this very shared memory
   int64_t resident_cap;  // sms x occupancy
   int64_t headroom;      // resident blocks that a cooperative plan wants to leave to others
   int64_t workspace_bytes;
   bool needs_cooperation;
   bool headroom_kept;
-  bool cooperative;  // goes out by cuLaunchCooperativeKernel only
-  bool pdl;
+  bool cooperative;           // goes out by cuLaunchCooperativeKernel only
   bool fallback;              // of `rejected`
   drvtopk_rejected rejected;  // the launch that a fallback stands for, or the last one tried where there is no plan
   drvtopk_missing missing;
-  drvtopk_tuning tuning;
 } drvtopk_plan;
-
-// Addresses and strides of one launch. All zeros, but for what is there.
-typedef struct drvtopk_arrays {
-  uint64_t logits;            // (rows, width) of the options' dtype, rows plan.stride elements apart
-  uint64_t lengths;           // int32[rows], or 0: every row is `width` long
-  uint64_t out;               // (rows, k) of the options' index dtype
-  uint64_t workspace;         // plan.workspace_bytes bytes, aligned to DRVTOPK_WORKSPACE_ALIGNMENT, any contents; not
-                              // shared with a launch that may run at the same time
-  uint64_t values;            // (rows, k) of the logits' dtype, with the option `values` only
-  uint64_t row_starts;        // int32[rows], with the option `row_starts` only
-  uint64_t page_table;        // int32, with the option `page_table` only
-  int64_t out_stride;         // elements; 0: k
-  int64_t values_stride;      // elements; 0: k
-  int64_t page_table_stride;  // elements
-  int64_t page_size;          // indices, from 1 on
-  int64_t rows_per_table;     // row r reads row r / rows_per_table of the page table; 1..rows
-} drvtopk_arrays;
 
 // X(name, text): every error, and what it means.
 #define DRVTOPK_ERRORS_(X)                                                                                       \
@@ -213,16 +171,13 @@ static inline const char* drvtopk_error_text(drvtopk_error error) {
   return (size_t)error < DRVTOPK_COUNT_(texts) ? texts[error] : "unknown error";
 }
 
-// "persistent", as Python has it. Never null.
+// "persistent" and "short_rows", as Python has them. Never null.
 static inline const char* drvtopk_route_name(drvtopk_route route) {
   static const char* const names[] = DRVTOPK_ROUTE_NAMES;
   return (size_t)route < DRVTOPK_COUNT_(names) ? names[route] : "unknown";
 }
-
-// "short_rows". Never null.
 static inline const char* drvtopk_reason_name(drvtopk_reason reason) {
-  static const char* const names[] = {"none",     "asked", "short_rows",      "many_rows",    "measured",
-                                      "modelled", "alone", "waits_forbidden", "does_not_fit", "refused"};
+  static const char* const names[] = DRVTOPK_REASON_NAMES;
   return (size_t)reason < DRVTOPK_COUNT_(names) ? names[reason] : "unknown";
 }
 
@@ -245,15 +200,13 @@ static inline void drvtopk_arch_of(int major, int minor, char text[DRVTOPK_ARCH_
 
 // What one planning knows.
 typedef struct drvtopk_planning_ {
-  const drvtopk_problem* problem;
-  drvtopk_device device;  // with the budget's SMs
-  const drvtopk_tuning* tuning;
+  drvtopk_problem problem;  // max_seq_len: the longest row that the hint lets us expect
+  drvtopk_device device;    // with the budget's SMs
+  drvtopk_tuning tuning;
   const drvtopk_export* exported;
   const drvtopk_driver* driver;
   const drvtopk_arch* arch;
   const drvtopk_kernel* like;  // any kernel of this k and these options: their sizes are the same for all routes
-  int64_t longest;             // elements: the longest row that the hint lets us expect
-  bool limited;                // by a budget
   drvtopk_missing missing;
   int missing_seen;  // a bit for each kernel that is counted
 } drvtopk_planning_;
@@ -269,8 +222,8 @@ static inline int64_t drvtopk_align_(int64_t value, int64_t to) { return drvtopk
 
 // Whether a kernel has the problem's k and options, for the device's architecture.
 static inline bool drvtopk_is_like_(const drvtopk_planning_* p, const drvtopk_kernel* kernel) {
-  const drvtopk_options *a = &kernel->options, *b = &p->problem->options;
-  return kernel->k == p->problem->k && a->dtype == b->dtype && a->index_dtype == b->index_dtype &&
+  const drvtopk_options *a = &kernel->options, *b = &p->problem.options;
+  return kernel->k == p->problem.k && a->dtype == b->dtype && a->index_dtype == b->index_dtype &&
          a->order == b->order && a->tie_break == b->tie_break && a->nan == b->nan && a->values == b->values &&
          a->row_starts == b->row_starts && a->page_table == b->page_table && !strcmp(kernel->arch, p->arch->arch);
 }
@@ -299,10 +252,10 @@ static inline const drvtopk_kernel* drvtopk_kernel_of_(drvtopk_planning_* p, drv
 // The widest load, in elements, that the base address, the row stride and every chunk start allow. A single row has no
 // stride.
 static inline int64_t drvtopk_vec_size_(const drvtopk_planning_* p, int64_t chunk) {
-  const int64_t step = p->problem->options.row_starts ? 0 : chunk;
-  const int64_t stride = p->problem->rows > 1 ? p->problem->stride : 0;
+  const int64_t step = p->problem.options.row_starts ? 0 : chunk;
+  const int64_t stride = p->problem.rows > 1 ? p->problem.stride : 0;
   int64_t vec = p->like->widest;
-  while (vec > 1 && (p->problem->offset % vec || stride % vec || step % vec)) vec /= 2;
+  while (vec > 1 && (p->problem.offset % vec || stride % vec || step % vec)) vec /= 2;
   return vec;
 }
 
@@ -319,7 +272,7 @@ static inline int64_t drvtopk_smem_budget_(const drvtopk_device* device, int thr
 
 // Candidates that one block keeps in shared memory.
 static inline int64_t drvtopk_candidates_(const drvtopk_planning_* p, drvtopk_route route, int residency, int cluster) {
-  const int64_t k = p->problem->k, fixed = p->like->fixed_smem_bytes, most = p->tuning->max_candidates;
+  const int64_t k = p->problem.k, fixed = p->like->fixed_smem_bytes, most = p->tuning.max_candidates;
   const int64_t each = drvtopk_candidate_bytes_(cluster);
   const bool narrow = cluster > 1 || (route == DRVTOPK_ROUTE_FILTERED && residency > 1);
   const int threads = narrow ? DRVTOPK_NARROW_THREADS : DRVTOPK_THREADS;
@@ -336,32 +289,24 @@ static inline int64_t drvtopk_candidates_(const drvtopk_planning_* p, drvtopk_ro
 
 // Elements one block holds: few rows spread over all SMs, many rows take as few blocks each as memory allows.
 static inline int64_t drvtopk_chunk_(const drvtopk_planning_* p) {
-  const int64_t step = p->like->widest, rows = drvtopk_max_(p->problem->rows, 1);
+  const int64_t step = p->like->widest, rows = drvtopk_max_(p->problem.rows, 1);
   const int64_t room = drvtopk_smem_budget_(&p->device, DRVTOPK_THREADS) - p->like->fixed_smem_bytes;
   const int64_t largest = drvtopk_max_(step, drvtopk_floor_(drvtopk_floor_(room, 4), step) * step);
   const int64_t blocks_per_sm = drvtopk_max_(1, p->device.max_threads_per_sm / DRVTOPK_THREADS);
   const int64_t courtesy = blocks_per_sm > 1 ? p->device.sms : 1;
   const int64_t blocks_per_row = drvtopk_max_(1, (p->device.sms * blocks_per_sm - courtesy) / rows);
-  const int64_t even = drvtopk_align_(drvtopk_ceil_(p->problem->width, blocks_per_row), step);
-  const int64_t least = drvtopk_min_(drvtopk_align_(p->tuning->min_chunk, step), largest);
+  const int64_t even = drvtopk_align_(drvtopk_ceil_(p->problem.width, blocks_per_row), step);
+  const int64_t least = drvtopk_min_(drvtopk_align_(p->tuning.min_chunk, step), largest);
   return drvtopk_max_(drvtopk_min_(even, largest), least);
-}
-
-// Workspace of one group: barrier line, rotating histograms, two handshake words a block, members to sort.
-static inline int64_t drvtopk_group_state_bytes_(const drvtopk_kernel* kernel, int64_t group) {
-  const int64_t words = DRVTOPK_ROUNDS * DRVTOPK_ROUND_WORDS + 2 * group + kernel->sorted_members;
-  return drvtopk_align_(DRVTOPK_WORKSPACE_ALIGNMENT + 4 * words, DRVTOPK_WORKSPACE_ALIGNMENT);
 }
 
 // Begins an attempt: no plan, and figures that would be rejected.
 static inline drvtopk_rejected* drvtopk_try_(drvtopk_plan* plan, drvtopk_route route, int64_t vec_size, int64_t group,
                                              int64_t chunk) {
+  const drvtopk_rejected tried = {route, (int32_t)vec_size, group, chunk, 0, 0, 0};
   memset(plan, 0, sizeof *plan);
   plan->reason = DRVTOPK_REASON_DOES_NOT_FIT;
-  plan->rejected.route = route;
-  plan->rejected.vec_size = (int32_t)vec_size;
-  plan->rejected.group = group;
-  plan->rejected.chunk = chunk;
+  plan->rejected = tried;
   return &plan->rejected;
 }
 
@@ -383,54 +328,38 @@ static inline drvtopk_error drvtopk_accept_(const drvtopk_planning_* p, const dr
   memset(&plan->rejected, 0, sizeof plan->rejected);
   plan->kernel = kernel;
   plan->reason = reason;
-  plan->route = kernel->route;
-  plan->k = kernel->k;
-  plan->vec_size = kernel->vec_size;
-  plan->residency = kernel->residency;
-  plan->pdl = kernel->pdl;
-  plan->rows = p->problem->rows;
-  plan->width = p->problem->width;
-  plan->stride = p->problem->stride;
-  plan->max_seq_len = p->longest;
-  plan->grid = plan->rows ? (uint32_t)(groups * made.group) : 0;
-  plan->block = (uint32_t)kernel->threads;
+  plan->problem = p->problem;
+  plan->device = p->device;
+  plan->tuning = p->tuning;
+  plan->grid = p->problem.rows ? (uint32_t)(groups * made.group) : 0;
   plan->group = (uint32_t)made.group;
   plan->groups = (uint32_t)groups;
   plan->chunk = (uint32_t)made.chunk;
   plan->candidates = (uint32_t)candidates;
   plan->smem_bytes = (uint32_t)made.smem_bytes;
-  plan->sms = p->device.sms;
-  plan->smem_optin = p->device.smem_optin;
   plan->occupancy = (int32_t)made.occupancy;
   plan->resident_cap = made.resident_cap;
-  plan->tuning = *p->tuning;
   return DRVTOPK_OK;
-}
-
-// The kernel of filtered (group 1), or of clusters of `group` blocks.
-static inline const drvtopk_kernel* drvtopk_clustered_kernel_(drvtopk_planning_* p, int group) {
-  return drvtopk_kernel_of_(p, group > 1 ? DRVTOPK_ROUTE_CLUSTERED : DRVTOPK_ROUTE_FILTERED, drvtopk_vec_size_(p, 0),
-                            p->problem->rows * group <= p->device.sms ? 1 : 2, group,
-                            p->problem->pdl && p->arch->has_pdl);
 }
 
 // Plans filtered (group 1), or clusters of `group` blocks. Both plan and persistent's return DRVTOPK_DOES_NOT_FIT or
 // DRVTOPK_NOT_EXPORTED with plan->rejected filled where they cannot.
 static inline drvtopk_error drvtopk_clustered_(drvtopk_planning_* p, int group, drvtopk_reason reason,
                                                drvtopk_plan* plan) {
-  const drvtopk_problem* problem = p->problem;
+  const drvtopk_problem* problem = &p->problem;
   const drvtopk_route route = group > 1 ? DRVTOPK_ROUTE_CLUSTERED : DRVTOPK_ROUTE_FILTERED;
-  const int64_t part = drvtopk_max_(drvtopk_ceil_(problem->width, group), 1);
+  const int64_t vec = drvtopk_vec_size_(p, 0), part = drvtopk_max_(drvtopk_ceil_(problem->width, group), 1);
   const int residency = problem->rows * group <= p->device.sms ? 1 : 2;
   const int64_t candidates = drvtopk_candidates_(p, route, residency, group);
-  drvtopk_rejected* tried = drvtopk_try_(plan, route, drvtopk_vec_size_(p, 0), group, part);
+  drvtopk_rejected* tried = drvtopk_try_(plan, route, vec, group, part);
   int64_t smem = p->like->fixed_smem_bytes + candidates * drvtopk_candidate_bytes_(group);
   if (group > 1 && residency == 1) {  // an SM for each block: else two of a cluster might share one while others idle
     smem = drvtopk_min_(drvtopk_max_(smem, p->device.smem_per_sm / 2), p->device.smem_optin);
   }
   tried->smem_bytes = smem;
   if (group > 1 && (group > p->arch->max_cluster || candidates < problem->k)) return DRVTOPK_DOES_NOT_FIT;
-  const drvtopk_kernel* kernel = drvtopk_clustered_kernel_(p, group);
+  const bool pdl = problem->pdl && p->arch->has_pdl;
+  const drvtopk_kernel* kernel = drvtopk_kernel_of_(p, route, vec, residency, group, pdl);
   if (!kernel) return DRVTOPK_NOT_EXPORTED;
   const drvtopk_error error = drvtopk_occupancy_(p, kernel, smem, tried);
   if (error) return error;
@@ -439,18 +368,18 @@ static inline drvtopk_error drvtopk_clustered_(drvtopk_planning_* p, int group, 
     together = p->driver->clusters ? p->driver->clusters(p->driver->user, kernel, (uint32_t)smem) : 0;
   }
   if (together < 0) return DRVTOPK_QUESTION_FAILED;
-  if (p->limited) together = drvtopk_min_(together, tried->resident_cap / group);  // the budget's SMs
+  if (problem->sm_budget) together = drvtopk_min_(together, tried->resident_cap / group);  // the budget's SMs
   if (together < 1) return DRVTOPK_DOES_NOT_FIT;
   // Without a budget all rows: the hardware starts them as room comes free.
-  const int64_t groups = drvtopk_min_(problem->rows, p->limited ? together : DRVTOPK_MAX_ROWS / group);
+  const int64_t groups = drvtopk_min_(problem->rows, problem->sm_budget ? together : DRVTOPK_MAX_ROWS / group);
   return drvtopk_accept_(p, kernel, groups, candidates, reason, plan);
 }
 
 // `given_chunk` 0: the planner's choice.
 static inline drvtopk_error drvtopk_persistent_(drvtopk_planning_* p, int64_t given_chunk, drvtopk_reason reason,
                                                 drvtopk_plan* plan) {
-  const int64_t rows = p->problem->rows, width = p->problem->width;
-  const bool waits = p->longest > p->tuning->radix_threshold;
+  const int64_t rows = p->problem.rows, width = p->problem.width;
+  const bool waits = p->problem.max_seq_len > p->tuning.radix_threshold;
   // Where no block waits, none holds a part: the row is one block's.
   const int64_t whole = drvtopk_align_(drvtopk_max_(width, 1), 4);
   const int64_t chunk = given_chunk ? given_chunk : waits ? drvtopk_chunk_(p) : whole;
@@ -474,7 +403,12 @@ static inline drvtopk_error drvtopk_persistent_(drvtopk_planning_* p, int64_t gi
   plan->needs_cooperation = plan->cooperative = waits;
   plan->headroom = headroom;
   plan->headroom_kept = kept;
-  plan->workspace_bytes = waits && rows ? groups * drvtopk_group_state_bytes_(kernel, group) : 0;
+  if (waits &&
+      rows) {  // of each group: barrier line, rotating histograms, two handshake words a block, members to sort
+    const int64_t words = DRVTOPK_ROUNDS * DRVTOPK_ROUND_WORDS + 2 * group + kernel->sorted_members,
+                  line = DRVTOPK_WORKSPACE_ALIGNMENT;
+    plan->workspace_bytes = groups * drvtopk_align_(line + 4 * words, line);
+  }
   return drvtopk_accept_(p, kernel, groups, candidates, reason, plan);
 }
 
@@ -523,8 +457,8 @@ static inline bool drvtopk_measured_ways_(const drvtopk_planning_* p, drvtopk_wa
   }
   if (!found) return false;
   int fewer, more, below, above;
-  const double share = drvtopk_neighbours_(found->row, found->rows, p->problem->rows, &fewer, &more);
-  const double part = drvtopk_neighbours_(found->length, found->lengths, p->longest, &below, &above);
+  const double share = drvtopk_neighbours_(found->row, found->rows, p->problem.rows, &fewer, &more);
+  const double part = drvtopk_neighbours_(found->length, found->lengths, p->problem.max_seq_len, &below, &above);
   for (int c = 0; c < found->choices; ++c) {
     const double* less = found->us + (c * found->rows + fewer) * found->lengths;
     const double* greater = found->us + (c * found->rows + more) * found->lengths;
@@ -541,27 +475,27 @@ static inline bool drvtopk_measured_ways_(const drvtopk_planning_* p, drvtopk_wa
 
 static inline double drvtopk_modelled_(const drvtopk_planning_* p, double fixed, int64_t blocks_of_a_row,
                                        int64_t slots) {
-  const int64_t blocks = p->problem->rows * blocks_of_a_row;
+  const int64_t blocks = p->problem.rows * blocks_of_a_row;
   const int64_t waves = drvtopk_ceil_(blocks, drvtopk_max_(slots, 1));
   const int64_t busy = drvtopk_max_(drvtopk_min_(blocks, slots), 1);
   const double all = DRVTOPK_MODEL_DEVICE_BYTES_OF_AN_SM * p->device.sms / (double)busy;
   const double rate = all < DRVTOPK_MODEL_SM_BYTES ? all : DRVTOPK_MODEL_SM_BYTES;
-  return (double)waves * (fixed + 4.0 * (double)p->longest / (double)blocks_of_a_row / rate);
+  return (double)waves * (fixed + 4.0 * (double)p->problem.max_seq_len / (double)blocks_of_a_row / rate);
 }
 
 // The same by a model, for a device that was never measured: good for comparing only.
 static inline void drvtopk_modelled_ways_(const drvtopk_planning_* p, drvtopk_ways_* ways) {
   static const int sizes[] = DRVTOPK_CLUSTERS;
   const drvtopk_reason reason = DRVTOPK_REASON_MODELLED;
-  const int64_t sms = p->device.sms, rows = p->problem->rows;
-  const double one = p->longest <= DRVTOPK_MODEL_SHORT ? DRVTOPK_MODEL_SHORT_US : DRVTOPK_MODEL_FILTERED_US;
+  const int64_t sms = p->device.sms, rows = p->problem.rows;
+  const double one = p->problem.max_seq_len <= DRVTOPK_MODEL_SHORT ? DRVTOPK_MODEL_SHORT_US : DRVTOPK_MODEL_FILTERED_US;
   drvtopk_add_way_(ways, 1, drvtopk_modelled_(p, one, 1, sms), reason);
   for (size_t i = 0; i < DRVTOPK_COUNT_(sizes); ++i) {
     const int64_t slots = (sizes[i] == 2 ? sms : sms * 7 / 8) / sizes[i] * sizes[i];
     if (sizes[i] > p->arch->max_cluster) continue;
     drvtopk_add_way_(ways, sizes[i], drvtopk_modelled_(p, DRVTOPK_MODEL_CLUSTERED_US, sizes[i], slots), reason);
   }
-  if (rows * p->tuning->sms_to_share <= sms) {
+  if (rows * p->tuning.sms_to_share <= sms) {
     const int64_t blocks = sms / drvtopk_max_(rows, 1);
     drvtopk_add_way_(ways, 0, drvtopk_modelled_(p, DRVTOPK_MODEL_PERSISTENT_US, blocks, sms), reason);
   }
@@ -569,13 +503,13 @@ static inline void drvtopk_modelled_ways_(const drvtopk_planning_* p, drvtopk_wa
 
 // The ways to launch, the best first. The last is one that always fits, or persistent.
 static inline void drvtopk_rank_(const drvtopk_planning_* p, drvtopk_ways_* ways) {
-  const drvtopk_problem* problem = p->problem;
+  const drvtopk_problem* problem = &p->problem;
   drvtopk_reason last = DRVTOPK_REASON_ALONE;
-  if (problem->rows * p->tuning->sms_to_share > p->device.sms) last = DRVTOPK_REASON_MANY_ROWS;
-  if (p->longest <= p->tuning->radix_threshold) last = DRVTOPK_REASON_SHORT_ROWS;
+  if (problem->rows * p->tuning.sms_to_share > p->device.sms) last = DRVTOPK_REASON_MANY_ROWS;
+  if (p->problem.max_seq_len <= p->tuning.radix_threshold) last = DRVTOPK_REASON_SHORT_ROWS;
   ways->count = 0;
-  if (p->arch->max_cluster > 1 && p->longest > p->tuning->cluster_threshold && !problem->waits_never && problem->rows &&
-      !drvtopk_measured_ways_(p, ways)) {
+  if (p->arch->max_cluster > 1 && p->problem.max_seq_len > p->tuning.cluster_threshold && !problem->waits_never &&
+      problem->rows && !drvtopk_measured_ways_(p, ways)) {
     ways->count = 0;
     drvtopk_modelled_ways_(p, ways);
   }
@@ -585,8 +519,9 @@ static inline void drvtopk_rank_(const drvtopk_planning_* p, drvtopk_ways_* ways
 // Planning ----------------------------------------------------------------------------------------------------------
 
 static inline drvtopk_rejected drvtopk_attempt_(const drvtopk_plan* made) {
-  const drvtopk_rejected attempt = {made->route,      made->vec_size,  made->group,       made->chunk,
-                                    made->smem_bytes, made->occupancy, made->resident_cap};
+  const drvtopk_kernel* kernel = made->kernel;
+  const drvtopk_rejected attempt = {kernel->route,    kernel->vec_size, made->group,       made->chunk,
+                                    made->smem_bytes, made->occupancy,  made->resident_cap};
   return attempt;
 }
 
@@ -626,17 +561,17 @@ static inline drvtopk_error drvtopk_begin_(drvtopk_planning_* p, const drvtopk_p
   memset(p, 0, sizeof *p);
   memset(plan, 0, sizeof *plan);
   if (!problem || !device || !exported || !driver || !driver->occupancy) return DRVTOPK_BAD_POINTER;
-  p->problem = problem;
+  p->problem = *problem;
   p->device = *device;
-  p->tuning = tuning ? tuning : &exported->tuning;
+  p->tuning = tuning ? *tuning : exported->tuning;
   p->exported = exported;
   p->driver = driver;
-  const drvtopk_error error = drvtopk_check_(problem, device, p->tuning, &exported->tuning);
+  const drvtopk_error error = drvtopk_check_(problem, device, &p->tuning, &exported->tuning);
   if (error) return error;
-  for (p->longest = problem->max_seq_len > 0; p->longest < problem->max_seq_len;) p->longest *= 2;
-  p->longest = drvtopk_min_(p->longest, problem->width);
-  p->limited = problem->sm_budget > 0;
-  if (p->limited) p->device.sms = (int32_t)drvtopk_min_(device->sms, problem->sm_budget);
+  int64_t longest = problem->max_seq_len > 0;
+  while (longest < problem->max_seq_len) longest *= 2;
+  p->problem.max_seq_len = drvtopk_min_(longest, problem->width);
+  if (problem->sm_budget) p->device.sms = (int32_t)drvtopk_min_(device->sms, problem->sm_budget);
   for (size_t i = 0; i < exported->arch_count && !p->arch; ++i) {
     if (!strcmp(exported->archs[i].arch, device->arch)) p->arch = &exported->archs[i];
   }
@@ -647,73 +582,69 @@ static inline drvtopk_error drvtopk_begin_(drvtopk_planning_* p, const drvtopk_p
   return p->like ? DRVTOPK_OK : DRVTOPK_K_NOT_EXPORTED;
 }
 
-static inline bool drvtopk_next_(drvtopk_error error) {  // whether the next way may be tried
-  return error == DRVTOPK_DOES_NOT_FIT || error == DRVTOPK_NOT_EXPORTED;
-}
-
 // The clusters of a named route, the largest first.
 static inline drvtopk_error drvtopk_clusters_(drvtopk_planning_* p, drvtopk_plan* plan) {
   static const int sizes[] = DRVTOPK_CLUSTERS;
-  if (p->problem->waits_never) {
+  if (p->problem.waits_never) {
     plan->reason = DRVTOPK_REASON_WAITS_FORBIDDEN;
     return DRVTOPK_DOES_NOT_FIT;
   }
   for (size_t i = DRVTOPK_COUNT_(sizes); i > 0; --i) {
-    if (p->problem->group && p->problem->group != sizes[i - 1]) continue;
+    if (p->problem.group && p->problem.group != sizes[i - 1]) continue;
     const drvtopk_error error = drvtopk_clustered_(p, sizes[i - 1], DRVTOPK_REASON_ASKED, plan);
-    if (!drvtopk_next_(error)) return error;
+    if (error != DRVTOPK_DOES_NOT_FIT && error != DRVTOPK_NOT_EXPORTED) return error;
   }
   return p->missing.count ? DRVTOPK_NOT_EXPORTED : DRVTOPK_DOES_NOT_FIT;
 }
 
+// One block per row, and none waits, for a launch that was rejected.
+static inline drvtopk_error drvtopk_fallback_(drvtopk_planning_* p, drvtopk_reason reason, drvtopk_rejected rejected,
+                                              drvtopk_plan* plan) {
+  const drvtopk_error error = drvtopk_clustered_(p, 1, reason, plan);
+  plan->fallback = !error;
+  if (!error) plan->rejected = rejected;
+  return error;
+}
+
 // drvtopk_make_plan, after everything was checked.
 static inline drvtopk_error drvtopk_plan_(drvtopk_planning_* p, drvtopk_plan* plan) {
-  const drvtopk_problem* problem = p->problem;
+  const drvtopk_problem* problem = &p->problem;
   const bool choose = problem->route == DRVTOPK_ROUTE_AUTO && !problem->chunk;
-  drvtopk_reason reason = DRVTOPK_REASON_DOES_NOT_FIT;
-  drvtopk_error error = DRVTOPK_DOES_NOT_FIT;  // of persistent
-  drvtopk_rejected rejected;                   // of persistent
   drvtopk_ways_ ways;
-  bool tried = false;  // persistent
+  drvtopk_error error = DRVTOPK_DOES_NOT_FIT;  // this and the next two are of persistent
+  drvtopk_rejected rejected;
+  bool tried = false;
   if (problem->route == DRVTOPK_ROUTE_FILTERED) return drvtopk_clustered_(p, 1, DRVTOPK_REASON_ASKED, plan);
   if (problem->route == DRVTOPK_ROUTE_CLUSTERED) return drvtopk_clusters_(p, plan);
   memset(&rejected, 0, sizeof rejected);
   ways.count = 0;
   if (choose) drvtopk_rank_(p, &ways);
   for (int i = 0; i < ways.count; ++i) {
-    const drvtopk_way_* way = &ways.way[i];
-    if (way->cluster > 0) {
-      if (way->cluster == 1 && tried && drvtopk_clustered_kernel_(p, 1)) break;  // it is the fallback
-      const drvtopk_error made = drvtopk_clustered_(p, way->cluster, way->reason, plan);
-      if (way->cluster == 1 ? made != DRVTOPK_NOT_EXPORTED : !drvtopk_next_(made)) return made;
+    const drvtopk_way_ way = ways.way[i];
+    if (way.cluster > 0) {
+      const drvtopk_error made = way.cluster == 1 && tried
+                                     ? drvtopk_fallback_(p, DRVTOPK_REASON_DOES_NOT_FIT, rejected, plan)
+                                     : drvtopk_clustered_(p, way.cluster, way.reason, plan);
+      if (made != DRVTOPK_NOT_EXPORTED && (made != DRVTOPK_DOES_NOT_FIT || way.cluster == 1)) return made;
     } else if (!tried) {
-      error = drvtopk_persistent_(p, 0, way->reason, plan);
+      error = drvtopk_persistent_(p, 0, way.reason, plan);
       rejected = plan->rejected;
       tried = true;
-      if (!drvtopk_next_(error)) break;
+      if (error != DRVTOPK_DOES_NOT_FIT && error != DRVTOPK_NOT_EXPORTED) break;
     }
   }
   if (!tried) {
     error = drvtopk_persistent_(p, problem->chunk, choose ? DRVTOPK_REASON_ALONE : DRVTOPK_REASON_ASKED, plan);
     rejected = plan->rejected;
   }
-  if (error == DRVTOPK_QUESTION_FAILED) return error;
-  if (!error && !(plan->cooperative && problem->waits_never)) return error;
-  if (!error) {
-    error = DRVTOPK_DOES_NOT_FIT;
-    rejected = drvtopk_attempt_(plan);
-    reason = DRVTOPK_REASON_WAITS_FORBIDDEN;
-  }
-  if (problem->route == DRVTOPK_ROUTE_PERSISTENT) {
-    memset(plan, 0, sizeof *plan);
-    plan->reason = reason;
-    plan->rejected = rejected;
-    return error;
-  }
-  error = drvtopk_clustered_(p, 1, reason, plan);
-  plan->fallback = !error;
-  if (!error) plan->rejected = rejected;
-  return error;
+  if (error == DRVTOPK_QUESTION_FAILED || (!error && !(plan->cooperative && problem->waits_never))) return error;
+  const drvtopk_reason reason = error ? DRVTOPK_REASON_DOES_NOT_FIT : DRVTOPK_REASON_WAITS_FORBIDDEN;
+  if (!error) rejected = drvtopk_attempt_(plan);
+  if (problem->route != DRVTOPK_ROUTE_PERSISTENT) return drvtopk_fallback_(p, reason, rejected, plan);
+  memset(plan, 0, sizeof *plan);
+  plan->reason = reason;
+  plan->rejected = rejected;
+  return error ? error : DRVTOPK_DOES_NOT_FIT;
 }
 
 static inline drvtopk_error drvtopk_end_(const drvtopk_planning_* p, drvtopk_error error, drvtopk_plan* plan) {
@@ -741,92 +672,70 @@ static inline drvtopk_error drvtopk_make_plan(const drvtopk_problem* problem, co
 // together: 720 (COOPERATIVE_LAUNCH_TOO_LARGE), and of clusters 912 (INVALID_CLUSTER_SIZE). Nothing was launched then, and
 // the plan of `drvtopk_after_refusal` can be, from then on.
 static inline bool drvtopk_is_refusal(const drvtopk_plan* plan, int answer) {
-  const bool clustered = plan->route == DRVTOPK_ROUTE_CLUSTERED;
+  const bool clustered = plan->kernel->route == DRVTOPK_ROUTE_CLUSTERED;
   return (answer == 720 && (plan->cooperative || clustered)) || (answer == 912 && clustered);
 }
 
 // The fallback for a plan, cooperative or clustered, that the driver would not launch (`drvtopk_is_refusal`): one block
 // per row, and none waits. `plan` may be `refused` itself. Returns as drvtopk_make_plan does, and DRVTOPK_BAD_PLAN if
 // `refused` is no plan.
-static inline drvtopk_error drvtopk_after_refusal(const drvtopk_plan* refused, const drvtopk_problem* problem,
-                                                  const drvtopk_device* device, const drvtopk_export* exported,
+static inline drvtopk_error drvtopk_after_refusal(const drvtopk_plan* refused, const drvtopk_export* exported,
                                                   const drvtopk_driver* driver, drvtopk_plan* plan) {
   drvtopk_planning_ p;
   if (!plan || !refused) return DRVTOPK_BAD_POINTER;
   if (!refused->kernel) return DRVTOPK_BAD_PLAN;
-  const drvtopk_rejected attempt = drvtopk_attempt_(refused);
-  const drvtopk_tuning tuning = refused->tuning;
-  drvtopk_error error = drvtopk_begin_(&p, problem, device, &tuning, exported, driver, plan);
-  if (!error) error = drvtopk_clustered_(&p, 1, DRVTOPK_REASON_REFUSED, plan);
-  plan->fallback = !error;
-  if (!error) plan->rejected = attempt;
+  const drvtopk_plan before = *refused;
+  drvtopk_error error = drvtopk_begin_(&p, &before.problem, &before.device, &before.tuning, exported, driver, plan);
+  if (!error) error = drvtopk_fallback_(&p, DRVTOPK_REASON_REFUSED, drvtopk_attempt_(&before), plan);
   return drvtopk_end_(&p, error, plan);
 }
 
-static inline bool drvtopk_aligned_(uint64_t address, int64_t alignment, bool needed) {
-  return address % (uint64_t)alignment == 0 && (address || !needed);
+// `needed` 1: not null; 0: perhaps null; -1: null.
+static inline bool drvtopk_good_(uint64_t address, int64_t alignment, int needed) {
+  return address % (uint64_t)alignment == 0 && (address ? needed >= 0 : needed <= 0);
 }
 
-// Likewise, of an array that goes with an option: none without it.
-static inline bool drvtopk_goes_with_(bool option, uint64_t address, int64_t alignment) {
-  return option ? drvtopk_aligned_(address, alignment, true) : !address;
-}
-
-static inline drvtopk_error drvtopk_check_arrays_(const drvtopk_plan* plan, const drvtopk_arrays* arrays) {
-  const drvtopk_kernel* kernel = plan->kernel;
-  const drvtopk_options* options = &kernel->options;
-  const int64_t item = kernel->item_bytes, index = kernel->index_bytes;
-  if (!drvtopk_aligned_(arrays->logits, item * plan->vec_size, plan->width > 0)) return DRVTOPK_BAD_LOGITS;
-  if (!drvtopk_aligned_(arrays->lengths, 4, false)) return DRVTOPK_BAD_LENGTHS;
-  if (!drvtopk_aligned_(arrays->out, index, true)) return DRVTOPK_BAD_OUT;
-  if (plan->workspace_bytes > 0 && !drvtopk_aligned_(arrays->workspace, DRVTOPK_WORKSPACE_ALIGNMENT, true)) {
-    return DRVTOPK_BAD_WORKSPACE;
-  }
-  if (!drvtopk_goes_with_(options->values, arrays->values, item)) return DRVTOPK_BAD_VALUES;
-  if (!drvtopk_goes_with_(options->row_starts, arrays->row_starts, 4)) return DRVTOPK_BAD_ROW_STARTS;
-  if (!drvtopk_goes_with_(options->page_table, arrays->page_table, 4)) return DRVTOPK_BAD_PAGE_TABLE;
-  if (options->values && arrays->values_stride && arrays->values_stride < plan->k && plan->rows > 1) {
-    return DRVTOPK_BAD_VALUES_STRIDE;
-  }
-  if (!options->page_table) return DRVTOPK_OK;
-  if (!drvtopk_in_(arrays->page_size, 1, DRVTOPK_MAX_WIDTH)) return DRVTOPK_BAD_PAGE_SIZE;
-  if (!drvtopk_in_(arrays->rows_per_table, 1, plan->rows)) return DRVTOPK_BAD_ROWS_PER_TABLE;
-  return arrays->page_table_stride < 0 ? DRVTOPK_BAD_PAGE_TABLE_STRIDE : DRVTOPK_OK;
-}
-
-// Fills the parameter block of one launch. Only addresses and strides differ between launches of a plan, and a plain
-// kernel reads the first 80 bytes only: pass its address in the kernelParams of every launch. Returns DRVTOPK_OK, or
-// the DRVTOPK_BAD_ that names the argument; the block is then not to be launched. Rows that are 0 need no address.
-static inline drvtopk_error drvtopk_fill_params(const drvtopk_plan* plan, const drvtopk_arrays* arrays,
-                                                drvtopk_extended_params* params) {
-  if (!plan || !arrays || !params) return DRVTOPK_BAD_POINTER;
+// Checks the addresses and strides that a host has set in a parameter block (all others 0), and sets the rest. They
+// alone differ between launches of a plan. A plain kernel reads the front only: pass `params` in the kernelParams of
+// every launch. Returns DRVTOPK_OK, or the DRVTOPK_BAD_ that names the field; the block is then not to be launched.
+// Rows that are 0 need no address. A stride of 0 becomes k.
+static inline drvtopk_error drvtopk_fill_params(const drvtopk_plan* plan, drvtopk_extended_params* params) {
+  if (!plan || !params) return DRVTOPK_BAD_POINTER;
   if (!plan->kernel) return DRVTOPK_BAD_PLAN;
-  const bool pages = plan->kernel->options.page_table && plan->rows > 0;
-  const int64_t out_stride = arrays->out_stride ? arrays->out_stride : plan->k;
-  const drvtopk_error error = plan->rows ? drvtopk_check_arrays_(plan, arrays) : DRVTOPK_OK;
-  memset(params, 0, sizeof *params);
-  if (out_stride < plan->k && plan->rows > 1) return DRVTOPK_BAD_OUT_STRIDE;
-  if (error) return error;
-  params->values = arrays->values;
-  params->row_starts = arrays->row_starts;
-  params->page_table = arrays->page_table;
-  params->values_stride = arrays->values_stride ? arrays->values_stride : plan->k;
-  params->page_table_stride = pages ? arrays->page_table_stride : 0;
-  params->page_size = pages ? (uint32_t)arrays->page_size : 1;  // rows are divided by both
-  params->rows_per_table = pages ? (uint32_t)arrays->rows_per_table : 1;
-  params->plain.logits = arrays->logits;
-  params->plain.lengths = arrays->lengths;
-  params->plain.out = arrays->out;
-  params->plain.workspace = arrays->workspace;
-  params->plain.logits_stride = plan->stride;
-  params->plain.out_stride = out_stride;
-  params->plain.rows = (uint32_t)plan->rows;
-  params->plain.width = (uint32_t)plan->width;
-  params->plain.group = plan->group;
-  params->plain.groups = plan->groups;
-  params->plain.chunk = plan->chunk;
-  params->plain.candidates = plan->candidates;
-  params->plain.cooperative = plan->cooperative ? 1 : 0;
+  const drvtopk_problem* problem = &plan->problem;
+  const drvtopk_options* options = &plan->kernel->options;
+  const int64_t item = plan->kernel->item_bytes, index = plan->kernel->index_bytes, vec = plan->kernel->vec_size;
+  drvtopk_params* plain = &params->plain;
+  if (!plain->out_stride) plain->out_stride = problem->k;
+  if (!params->values_stride) params->values_stride = problem->k;
+  if (!options->page_table || !problem->rows) {
+    params->page_table_stride = 0;
+    params->page_size = params->rows_per_table = 1;  // rows are divided by both
+  }
+  if (problem->rows > 1 && plain->out_stride < problem->k) return DRVTOPK_BAD_OUT_STRIDE;
+  if (problem->rows > 0) {
+    const bool waits = plan->workspace_bytes > 0;
+    if (!drvtopk_good_(plain->logits, item * vec, problem->width > 0)) return DRVTOPK_BAD_LOGITS;
+    if (!drvtopk_good_(plain->lengths, 4, 0)) return DRVTOPK_BAD_LENGTHS;
+    if (!drvtopk_good_(plain->out, index, 1)) return DRVTOPK_BAD_OUT;
+    if (waits && !drvtopk_good_(plain->workspace, DRVTOPK_WORKSPACE_ALIGNMENT, 1)) return DRVTOPK_BAD_WORKSPACE;
+    if (!drvtopk_good_(params->values, item, options->values ? 1 : -1)) return DRVTOPK_BAD_VALUES;
+    if (!drvtopk_good_(params->row_starts, 4, options->row_starts ? 1 : -1)) return DRVTOPK_BAD_ROW_STARTS;
+    if (!drvtopk_good_(params->page_table, 4, options->page_table ? 1 : -1)) return DRVTOPK_BAD_PAGE_TABLE;
+    if (options->values && problem->rows > 1 && params->values_stride < problem->k) return DRVTOPK_BAD_VALUES_STRIDE;
+    if (!drvtopk_in_(params->page_size, 1, DRVTOPK_MAX_WIDTH)) return DRVTOPK_BAD_PAGE_SIZE;
+    if (!drvtopk_in_(params->rows_per_table, 1, problem->rows)) return DRVTOPK_BAD_ROWS_PER_TABLE;
+    if (params->page_table_stride < 0) return DRVTOPK_BAD_PAGE_TABLE_STRIDE;
+  }
+  plain->logits_stride = problem->stride;
+  plain->rows = (uint32_t)problem->rows;
+  plain->width = (uint32_t)problem->width;
+  plain->group = plan->group;
+  plain->groups = plan->groups;
+  plain->chunk = plan->chunk;
+  plain->candidates = plan->candidates;
+  plain->cooperative = plan->cooperative ? 1 : 0;
+  plain->reserved = 0;
   return DRVTOPK_OK;
 }
 

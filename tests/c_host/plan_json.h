@@ -53,28 +53,29 @@ static inline void missing_name(const drvtopk_missing* missing, int64_t k, char*
 }
 
 static inline void plan_as_json(const drvtopk_plan* plan, int64_t k, const char* device, char* to, size_t size) {
+  const drvtopk_kernel* kernel = plan->kernel;
   json_text text;
   char missing[96];
   text.at = to;
   text.left = size;
   json_add(&text, "{");
-  json_string(&text, "route", drvtopk_route_name(plan->route));
-  json_number(&text, "k", plan->k);
-  json_number(&text, "vec_size", plan->vec_size);
-  json_number(&text, "rows", plan->rows);
-  json_number(&text, "width", plan->width);
-  json_number(&text, "stride", plan->stride);
-  json_number(&text, "max_seq_len", plan->max_seq_len);
+  json_string(&text, "route", drvtopk_route_name(kernel ? kernel->route : DRVTOPK_ROUTE_AUTO));
+  json_number(&text, "k", k);
+  json_number(&text, "vec_size", kernel ? kernel->vec_size : 0);
+  json_number(&text, "rows", plan->problem.rows);
+  json_number(&text, "width", plan->problem.width);
+  json_number(&text, "stride", plan->problem.stride);
+  json_number(&text, "max_seq_len", plan->problem.max_seq_len);
   json_number(&text, "grid", plan->grid);
-  json_number(&text, "block", plan->block);
+  json_number(&text, "block", kernel ? kernel->threads : 0);
   json_number(&text, "group", plan->group);
   json_number(&text, "groups", plan->groups);
   json_number(&text, "chunk", plan->chunk);
   json_number(&text, "candidates", plan->candidates);
   json_number(&text, "smem_bytes", plan->smem_bytes);
   json_string(&text, "device", device);
-  json_number(&text, "sms", plan->sms);
-  json_number(&text, "smem_optin", plan->smem_optin);
+  json_number(&text, "sms", plan->device.sms);
+  json_number(&text, "smem_optin", plan->device.smem_optin);
   json_number(&text, "occupancy", plan->occupancy);
   json_number(&text, "resident_cap", plan->resident_cap);
   json_truth(&text, "needs_cooperation", plan->needs_cooperation);
@@ -83,9 +84,9 @@ static inline void plan_as_json(const drvtopk_plan* plan, int64_t k, const char*
   json_truth(&text, "cooperative", plan->cooperative);
   json_number(&text, "workspace_bytes", plan->workspace_bytes);
   json_string(&text, "reason", drvtopk_reason_name(plan->reason));
-  json_number(&text, "residency", plan->residency);
-  json_truth(&text, "pdl", plan->pdl);
-  json_string(&text, "kernel", plan->kernel ? plan->kernel->name : "");
+  json_number(&text, "residency", kernel ? kernel->residency : 0);
+  json_truth(&text, "pdl", kernel && kernel->pdl);
+  json_string(&text, "kernel", kernel ? kernel->name : "");
   json_number(&text, "missing", plan->missing.count);
   missing_name(&plan->missing, k, missing, sizeof missing);
   json_string(&text, "first_missing", plan->missing.count ? missing : "");
