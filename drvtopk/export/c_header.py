@@ -83,8 +83,7 @@ _KERNEL = {
     "int32_t k": "",
     "int32_t vec_size": "elements of a load",
     "int32_t residency": "blocks that an SM shall hold at once",
-    "int32_t cluster": "blocks of a hardware cluster; 1: none. Above 8 the function needs "
-    "CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED before anything is asked of it",
+    "int32_t cluster": "blocks of a hardware cluster; 1: none",
     "bool pdl": "waits for its predecessor itself",
     "drvtopk_options options": "",
     "int32_t threads": "of a block",
@@ -102,6 +101,31 @@ _KERNEL = {
     "const char* arch": "",
     "const char* file": "the cubin's name in the export's folder",
     "const char* sha256": "of the cubin, hexadecimal",
+}
+_ARCH = {
+    "const char* arch": "",
+    "int32_t max_cluster": "blocks of its largest cluster; 1: none",
+    "bool has_pdl": "",
+}
+_CHOICE = {"drvtopk_route route": "", "int32_t cluster": "blocks; 1: none"}
+_MEASURED = {
+    "const char* name": "of the device",
+    "int32_t sms": "",
+    "int32_t choices, rows, lengths": "how many of each",
+    "const drvtopk_choice* choice": "",
+    "const int64_t* row": "ascending",
+    "const int64_t* length": "elements, ascending",
+    "const double* us": "microseconds a launch [choices][rows][lengths]; 0: not measured",
+}
+_EXPORT = {
+    "const char* version": "",
+    "drvtopk_tuning tuning": "that the kernels were compiled with",
+    "const drvtopk_kernel* kernels": "",
+    "size_t kernel_count": "",
+    "const drvtopk_arch* archs": "",
+    "size_t arch_count": "",
+    "const drvtopk_measured* measured": "",
+    "size_t measured_count": "",
 }
 
 
@@ -134,16 +158,7 @@ def kernels_header(kernels: Sequence[ExportedKernel]) -> str:
         "#include <stddef.h>",
         "#include <stdint.h>",
         "",
-        *(
-            f"typedef enum drvtopk_{name} {_list(_enumerator(name, word) for word in words)} drvtopk_{name};"
-            for name, words in _WORDS.items()
-        ),
-        "// What decided a plan.",
-        "typedef enum drvtopk_reason {",
-        *(f"    {_enumerator('reason', reason)},  // {note}" for reason, note in _REASONS.items()),
-        "    DRVTOPK_REASON_COUNT",
-        "} drvtopk_reason;",
-        "",
+        *_words(),
         *_parameter_blocks(),
         *_tables(),
         '#include "drvtopk.h"',
@@ -173,86 +188,76 @@ def kernels_header(kernels: Sequence[ExportedKernel]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _words() -> list[str]:
+    """An enum for each kind of word."""
+    lines = [
+        f"typedef enum drvtopk_{name} {_list(_enumerator(name, word) for word in words)} drvtopk_{name};"
+        for name, words in _WORDS.items()
+    ]
+    reasons = [f"    {_enumerator('reason', reason)},  // {note}" for reason, note in _REASONS.items()]
+    return [
+        *lines,
+        "",
+        "// What decided a plan.",
+        "typedef enum drvtopk_reason {",
+        *reasons,
+        "} drvtopk_reason;",
+        "",
+    ]
+
+
 def _parameter_blocks() -> list[str]:
     """Both parameter blocks, whose layout the compiler checks."""
-    plain, extended = (layout["fields"] for layout in parameters().values())
+    plain, extended = parameters().values()
+    behind = extended["fields"][len(plain["fields"]) :]
 
     def declared(fields: Sequence[Mapping[str, object]]) -> dict[str, str]:
         kinds = {"i64": "int64_t", "u32": "uint32_t"}  # the others are addresses
         return {f"{kinds.get(str(f['type']), 'uint64_t')} {f['name']}": _PARAMETERS[str(f["name"])] for f in fields}
 
-    more = {"drvtopk_params plain": "a plain kernel reads no more than this", **declared(extended[len(plain) :])}
-    lines = [
-        "// What a kernel is told, by value. A host sets the addresses, out_stride and what stands behind `plain`, and 0",
-        "// elsewhere; drvtopk_fill_params sets the rest.",
-        *_struct("drvtopk_params", declared(plain)),
-        *_struct("drvtopk_extended_params", more),
-        "// An array of -1 elements, if the compiler lays out anything else.",
+    def checked(name: str, layout: Mapping[str, object], fields: Sequence[Mapping[str, object]]) -> list[str]:
+        offsets = [f"DRVTOPK_IS_(offsetof({name}, {f['name']}) == {f['offset']}, {f['name']});" for f in fields]
+        return [f"DRVTOPK_IS_(sizeof({name}) == {layout['bytes']}, size_of_{name});", *offsets]
+
+    return [
+        *_struct(
+            "drvtopk_params",
+            declared(plain["fields"]),
+            "What a plain kernel is told, by value. A host sets addresses and out_stride, 0 elsewhere, and "
+            "drvtopk_fill_params the rest.",
+        ),
+        *_struct(
+            "drvtopk_extended_params",
+            {"drvtopk_params plain": "", **declared(behind)},
+            "What a kernel with more arrays is told. A plain one reads the front only.",
+        ),
+        "// An array of -1 elements, where the compiler lays out anything else.",
         "#define DRVTOPK_IS_(what, name) typedef char drvtopk_##name##_is_as_compiled_[(what) ? 1 : -1]",
+        *checked("drvtopk_params", plain, plain["fields"]),
+        *checked("drvtopk_extended_params", extended, behind),
+        "",
     ]
-    for name, fields in (("params", plain), ("extended_params", extended[len(plain) :])):
-        size = parameters()["plain" if name == "params" else "extended"]["bytes"]
-        lines.append(f"DRVTOPK_IS_(sizeof(drvtopk_{name}) == {size}, size_of_{name});")
-        lines += [f"DRVTOPK_IS_(offsetof(drvtopk_{name}, {f['name']}) == {f['offset']}, {f['name']});" for f in fields]
-    return [*lines, ""]
 
 
 def _tables() -> list[str]:
     """The types of the tables below."""
     options = {f"{f'drvtopk_{name}' if name in _WORDS else 'bool'} {name}": note for name, note in _OPTIONS.items()}
+    tuning = {f"int32_t {name}": note for name, note in _PLANNED_BY.items()}
     return [
-        "// What a caller may ask for beyond k. All zeros is the plain selection.",
-        *_struct("drvtopk_options", options),
-        "// When a route pays.",
-        *_struct("drvtopk_tuning", {f"int32_t {name}": note for name, note in _PLANNED_BY.items()}),
-        "// One kernel: a cubin that holds one function.",
-        *_struct("drvtopk_kernel", _KERNEL),
-        "// What an architecture has.",
-        *_struct(
-            "drvtopk_arch",
-            {
-                "const char* arch": "",
-                "int32_t max_cluster": "blocks of its largest cluster; 1: none",
-                "bool has_pdl": "",
-            },
-        ),
-        "// A way to launch, as times are kept for it.",
-        *_struct("drvtopk_choice", {"drvtopk_route route": "", "int32_t cluster": "blocks; 1: none"}),
-        "// Times measured on one device.",
-        *_struct(
-            "drvtopk_measured",
-            {
-                "const char* name": "of the device",
-                "int32_t sms": "",
-                "int32_t choices, rows, lengths": "how many of each",
-                "const drvtopk_choice* choice": "",
-                "const int64_t* row": "ascending",
-                "const int64_t* length": "elements, ascending",
-                "const double* us": "microseconds a launch [choices][rows][lengths]; 0: not measured",
-            },
-        ),
-        "// All of it.",
-        *_struct(
-            "drvtopk_export",
-            {
-                "const char* version": "",
-                "drvtopk_tuning tuning": "that the kernels were compiled with",
-                "const drvtopk_kernel* kernels": "",
-                "size_t kernel_count": "",
-                "const drvtopk_arch* archs": "",
-                "size_t arch_count": "",
-                "const drvtopk_measured* measured": "",
-                "size_t measured_count": "",
-            },
-        ),
-        "",
+        *_struct("drvtopk_options", options, "What a caller may ask for beyond k. All zeros is the plain selection."),
+        *_struct("drvtopk_tuning", tuning, "When a route pays."),
+        *_struct("drvtopk_kernel", _KERNEL, "One kernel: a cubin that holds one function."),
+        *_struct("drvtopk_arch", _ARCH, "What an architecture has."),
+        *_struct("drvtopk_choice", _CHOICE, "A way to launch, as times are kept for it."),
+        *_struct("drvtopk_measured", _MEASURED, "Times measured on one device."),
+        *_struct("drvtopk_export", _EXPORT, "All of it."),
     ]
 
 
-def _struct(name: str, fields: Mapping[str, str]) -> list[str]:
+def _struct(name: str, fields: Mapping[str, str], what: str) -> list[str]:
     """Declarations, each with its note."""
     lines = [f"    {field};{f'  // {note}' if note else ''}" for field, note in fields.items()]
-    return [f"typedef struct {name} {{", *lines, f"}} {name};"]
+    return [f"// {what}", f"typedef struct {name} {{", *lines, f"}} {name};", ""]
 
 
 def _definitions() -> list[str]:
@@ -360,7 +365,7 @@ def _choice(name: str) -> str:
 
 
 def _enumerator(name: str, value: str) -> str:
-    """Named by a rule, so that a word that the C header does not know fails to compile."""
+    """'route', 'auto' -> DRVTOPK_ROUTE_AUTO"""
     return f"DRVTOPK_{name}_{value}".upper()
 
 

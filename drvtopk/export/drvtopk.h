@@ -1,8 +1,8 @@
 // drvtopk in a C99 or C++17 host: plan and launch exported kernels with the CUDA driver API and nothing else.
 //
-// Include "drvtopk_kernels.h", which every export writes and which includes this. Link with -lm. Nothing here
-// allocates, calls CUDA or keeps state: every function is pure but for the callbacks it is given, and safe to call from
-// several threads. A host
+// Include "drvtopk_kernels.h", which every export writes. It has the kernels, the numbers, and the types of what they
+// are listed in, and includes this. Link with -lm. Nothing here allocates, calls CUDA or keeps state: every function is
+// pure but for the callbacks it is given, and safe to call from several threads. A host
 //
 //   1. fills a `drvtopk_device` from the driver's attributes,
 //   2. answers `drvtopk_driver`'s two questions with the driver's own answers for the very function it will launch,
@@ -70,7 +70,8 @@ typedef struct drvtopk_device {
 // Asked of the driver. A negative answer says that asking failed, and ends the planning.
 typedef int (*drvtopk_question)(void* user, const drvtopk_kernel* kernel, uint32_t smem_bytes);
 
-// The driver's answers for a kernel with so much dynamic shared memory. The function's limit
+// The driver's answers for a kernel with so much dynamic shared memory. A cluster above 8 blocks first needs
+// CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED. The function's limit
 // (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) has to be raised to it before, or the driver answers 0, and must
 // not be lowered afterwards. Each is asked at most once of a kernel in one planning.
 typedef struct drvtopk_driver {
@@ -162,7 +163,7 @@ typedef struct drvtopk_plan {
   X(QUESTION_FAILED, "a question to the driver failed, or its answer is impossible")
 
 #define DRVTOPK_ENUMERATOR_(name, text) DRVTOPK_##name,
-typedef enum drvtopk_error { DRVTOPK_ERRORS_(DRVTOPK_ENUMERATOR_) DRVTOPK_ERROR_COUNT } drvtopk_error;
+typedef enum drvtopk_error { DRVTOPK_ERRORS_(DRVTOPK_ENUMERATOR_) } drvtopk_error;
 
 // "rows: allowed is 0..2147483647". Never null.
 static inline const char* drvtopk_error_text(drvtopk_error error) {

@@ -446,6 +446,15 @@ def test_what_is_not_exported_does_not_fit_and_is_named(tmp_path: Path, times: A
     assert all(count > 30 for count in outcomes.values()), outcomes
 
 
+def test_a_kernel_that_is_wanted_twice_is_missing_once(tmp_path: Path) -> None:
+    alone = built(tmp_path, [exported(Variant(route="persistent", k=1024, vec_size=4), "sm_90a")])
+    problem = Problem(rows=200, width=40_000, k=1024)
+    device = replace(KNOWN_DEVICES["h200"], name="never measured")
+    code, said = alone.plan(problem, device, lambda v, smem: 2, lambda v, smem: 60)
+    assert (code, said["kernel"], said["reason"]) == (0, "persistent<1024,4>", "alone")
+    assert said["missing"] == 1 + len(CLUSTERS), "the model and the rule for many rows both name filtered"
+
+
 def shim_refused(shim: Shim, code: int) -> bool:
     return shim.error(code).startswith(("the kernels that", "the route does not fit"))
 
@@ -662,6 +671,29 @@ def test_the_parameter_block_is_laid_out_as_the_kernels_are_told(tmp_path: Path,
     shutil.copy(ROOT / "drvtopk" / "export" / "drvtopk.h", tmp_path)
     (tmp_path / "layout.c").write_text("\n".join(lines) + "\n")
     cc("-std=c11", "-Wall", "-Werror", "-I", tmp_path, "-c", tmp_path / "layout.c", "-o", tmp_path / "layout.o")
+
+
+def compiles(folder: Path, header: str) -> bool:
+    (folder / "drvtopk_kernels.h").write_text(header)
+    shutil.copy(ROOT / "drvtopk" / "export" / "drvtopk.h", folder)
+    (folder / "main.c").write_text('#include "drvtopk_kernels.h"\n')
+    command = ("cc", "-std=c99", "-I", folder, "-c", folder / "main.c", "-o", folder / "main.o")
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "field", ["uint64_t workspace", "int64_t out_stride", "uint32_t group", "int64_t values_stride"]
+)
+def test_a_parameter_block_of_another_layout_does_not_compile(tmp_path: Path, shim: Shim, field: str) -> None:
+    text = kernels_header(shim.kernels[:1])
+    assert text.count(f" {field};") == 1 and compiles(tmp_path, text)
+    assert not compiles(tmp_path, text.replace(f" {field};", f" {field}; uint64_t more;"))
+
+
+def test_the_planner_in_c_stays_short() -> None:
+    text = (ROOT / "drvtopk" / "export" / "drvtopk.h").read_text()
+    assert len(text.splitlines()) <= 750
+    assert not re.search(r"typedef struct drvtopk_(extended_)?params\b", text), "these are written from spec"
 
 
 CUDA_INCLUDES = [Path(os.environ.get(name, "/nowhere")) / "include" for name in ("CUDA_HOME", "CUDA_PATH")]
