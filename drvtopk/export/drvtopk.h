@@ -343,8 +343,8 @@ static inline drvtopk_error drvtopk_accept_(const drvtopk_planning_* p, const dr
   return DRVTOPK_OK;
 }
 
-// Plans filtered (group 1), or clusters of `group` blocks. Both plan and persistent's return DRVTOPK_DOES_NOT_FIT or
-// DRVTOPK_NOT_EXPORTED with plan->rejected filled where they cannot.
+// Plans filtered (group 1), or clusters of `group` blocks. A launch that does not fit, or whose kernel is not exported,
+// is left in plan->rejected; so it is by drvtopk_persistent_.
 static inline drvtopk_error drvtopk_clustered_(drvtopk_planning_* p, int group, drvtopk_reason reason,
                                                drvtopk_plan* plan) {
   const drvtopk_problem* problem = &p->problem;
@@ -612,7 +612,7 @@ static inline drvtopk_error drvtopk_plan_(drvtopk_planning_* p, drvtopk_plan* pl
   const drvtopk_problem* problem = &p->problem;
   const bool choose = problem->route == DRVTOPK_ROUTE_AUTO && !problem->chunk;
   drvtopk_ways_ ways;
-  drvtopk_error error = DRVTOPK_DOES_NOT_FIT;  // this and the next two are of persistent
+  drvtopk_error error = DRVTOPK_DOES_NOT_FIT;  // of persistent, as the next two
   drvtopk_rejected rejected;
   bool tried = false;
   if (problem->route == DRVTOPK_ROUTE_FILTERED) return drvtopk_clustered_(p, 1, DRVTOPK_REASON_ASKED, plan);
@@ -673,7 +673,7 @@ static inline drvtopk_error drvtopk_make_plan(const drvtopk_problem* problem, co
 // together: 720 (COOPERATIVE_LAUNCH_TOO_LARGE), and of clusters 912 (INVALID_CLUSTER_SIZE). Nothing was launched then, and
 // the plan of `drvtopk_after_refusal` can be, from then on.
 static inline bool drvtopk_is_refusal(const drvtopk_plan* plan, int answer) {
-  const bool clustered = plan->kernel->route == DRVTOPK_ROUTE_CLUSTERED;
+  const bool clustered = plan->kernel && plan->kernel->route == DRVTOPK_ROUTE_CLUSTERED;
   return (answer == 720 && (plan->cooperative || clustered)) || (answer == 912 && clustered);
 }
 
