@@ -1,22 +1,132 @@
 """Writes `drvtopk_kernels.h`, by which a C or C++ host plans and launches an export: numbers, kernels, measured times.
 
-The rules are in drvtopk.h beside this file, the numbers are here, so that neither is typed twice.
+The planner is in drvtopk.h beside this file. What `spec` knows is written here, with the types that hold it: words,
+parameter blocks, tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import drvtopk
 from drvtopk import measured, spec
 from drvtopk.errors import InvalidArgument
-from drvtopk.export.manifest import ExportedKernel
+from drvtopk.export.manifest import ExportedKernel, parameters
 from drvtopk.plan import MAX_STRIDE
 from drvtopk.source import shipped
 from drvtopk.spec import Options, Tuning, Variant
 
 _MAX_OFFSET = 2**62  # of plan.Problem
-_PLANNED_BY = ("radix_threshold", "cluster_threshold", "sms_to_share", "min_chunk", "max_candidates")
+_PLANNED_BY = {
+    "radix_threshold": "elements; rows up to this length belong to one block; compiled in",
+    "cluster_threshold": "elements; rows longer than this are shared by the blocks of a cluster; compiled in",
+    "sms_to_share": "SMs for each row from which on sharing long rows is faster than a block reading each",
+    "min_chunk": "elements; a group is not split finer",
+    "max_candidates": "keys that one block keeps in shared memory",
+}
+_REASONS = {
+    "none": "there is no plan",
+    "asked": "the caller named the route or the chunk",
+    "short_rows": "no row above tuning.radix_threshold is expected",
+    "many_rows": "fewer than tuning.sms_to_share SMs for each row",
+    "measured": "the fastest of those that fit, by times measured on this device",
+    "modelled": "the same by a model of this device",
+    "alone": "persistent as what is left",
+    "waits_forbidden": "fallback: blocks would wait for each other",
+    "does_not_fit": "fallback: the blocks of one row do not fit together, or their kernel is not exported",
+    "refused": "fallback: the driver refused the launch",
+}
+_WORDS: Mapping[str, Iterable[str]] = {
+    "route": spec.ASKED_ROUTES,
+    "dtype": spec.DTYPES,
+    "index_dtype": spec.INDEX_DTYPES,
+    "order": spec.ORDERS,
+    "tie_break": spec.TIE_BREAKS,
+    "nan": spec.NANS,
+}
+_OPTIONS = {
+    "dtype": "of the logits",
+    "index_dtype": "of the output",
+    "order": "of a row's indices",
+    "tie_break": "which of equal values are taken",
+    "nan": "below -inf or above +inf",
+    "values": "the selected values too",
+    "row_starts": "each row's window begins at an element of its own",
+    "page_table": "the output is what a page table makes of the indices",
+}
+_PARAMETERS = {
+    "logits": "device address: (rows, width)",
+    "lengths": "device address: int32[rows]; 0: every row has `width` elements",
+    "out": "device address: (rows, k) indices",
+    "workspace": "device address: plan.workspace_bytes, any contents, for one launch at a time; 0 where no block waits",
+    "logits_stride": "elements",
+    "out_stride": "elements",
+    "rows": "",
+    "width": "elements",
+    "group": "blocks that share a row",
+    "groups": "rows in flight",
+    "chunk": "elements that one block of a group holds",
+    "candidates": "keys that one block keeps in shared memory",
+    "cooperative": "0 or 1",
+    "reserved": "0",
+    "values": "device address: (rows, k) of the logits' dtype",
+    "row_starts": "device address: int32[rows]",
+    "page_table": "device address: int32",
+    "values_stride": "elements",
+    "page_table_stride": "elements",
+    "page_size": "indices",
+    "rows_per_table": "row r reads row r / rows_per_table of the page table",
+}
+"""What each field of the parameter block is, or its unit."""
+_KERNEL = {
+    "drvtopk_route route": "",
+    "int32_t k": "",
+    "int32_t vec_size": "elements of a load",
+    "int32_t residency": "blocks that an SM shall hold at once",
+    "int32_t cluster": "blocks of a hardware cluster; 1: none",
+    "bool pdl": "waits for its predecessor itself",
+    "drvtopk_options options": "",
+    "int32_t threads": "of a block",
+    "int32_t widest": "elements of the widest load that these options have",
+    "int32_t item_bytes": "of a logit, and of a value",
+    "int32_t index_bytes": "of an index of the output",
+    "int32_t params_bytes": "of its parameter block",
+    "int32_t fixed_smem_bytes": "of a block, before its chunk or candidates",
+    "int32_t static_smem_bytes": "of a block, beside the dynamic shared memory",
+    "int32_t candidate_bytes": "of shared memory for each candidate",
+    "int32_t sorted_members": "members of a row in the workspace of a group, 4 bytes each",
+    "int32_t registers": "of a thread",
+    "const char* name": "as Python has it",
+    "const char* entry": "of the function in the cubin",
+    "const char* arch": "",
+    "const char* file": "the cubin's name in the export's folder",
+    "const char* sha256": "of the cubin, hexadecimal",
+}
+_ARCH = {
+    "const char* arch": "",
+    "int32_t max_cluster": "blocks of its largest cluster; 1: none",
+    "bool has_pdl": "",
+}
+_CHOICE = {"drvtopk_route route": "", "int32_t cluster": "blocks; 1: none"}
+_MEASURED = {
+    "const char* name": "of the device",
+    "int32_t sms": "",
+    "int32_t choices, rows, lengths": "how many of each",
+    "const drvtopk_choice* choice": "",
+    "const int64_t* row": "ascending",
+    "const int64_t* length": "elements, ascending",
+    "const double* us": "microseconds a launch [choices][rows][lengths]; 0: not measured",
+}
+_EXPORT = {
+    "const char* version": "",
+    "drvtopk_tuning tuning": "that the kernels were compiled with",
+    "const drvtopk_kernel* kernels": "",
+    "size_t kernel_count": "",
+    "const drvtopk_arch* archs": "",
+    "size_t arch_count": "",
+    "const drvtopk_measured* measured": "",
+    "size_t measured_count": "",
+}
 
 
 def rules_header() -> bytes:
@@ -44,6 +154,13 @@ def kernels_header(kernels: Sequence[ExportedKernel]) -> str:
         "",
         *_definitions(),
         "",
+        "#include <stdbool.h>",
+        "#include <stddef.h>",
+        "#include <stdint.h>",
+        "",
+        *_words(),
+        *_parameter_blocks(),
+        *_tables(),
         '#include "drvtopk.h"',
         "",
         "static const drvtopk_kernel drvtopk_kernels[] = {",
@@ -71,6 +188,78 @@ def kernels_header(kernels: Sequence[ExportedKernel]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _words() -> list[str]:
+    """An enum for each kind of word."""
+    lines = [
+        f"typedef enum drvtopk_{name} {_list(_enumerator(name, word) for word in words)} drvtopk_{name};"
+        for name, words in _WORDS.items()
+    ]
+    reasons = [f"    {_enumerator('reason', reason)},  // {note}" for reason, note in _REASONS.items()]
+    return [
+        *lines,
+        "",
+        "// What decided a plan.",
+        "typedef enum drvtopk_reason {",
+        *reasons,
+        "} drvtopk_reason;",
+        "",
+    ]
+
+
+def _parameter_blocks() -> list[str]:
+    """Both parameter blocks, whose layout the compiler checks."""
+    plain, extended = parameters().values()
+    behind = extended["fields"][len(plain["fields"]) :]
+
+    def declared(fields: Sequence[Mapping[str, object]]) -> dict[str, str]:
+        kinds = {"i64": "int64_t", "u32": "uint32_t"}  # the others are addresses
+        return {f"{kinds.get(str(f['type']), 'uint64_t')} {f['name']}": _PARAMETERS[str(f["name"])] for f in fields}
+
+    def checked(name: str, layout: Mapping[str, object], fields: Sequence[Mapping[str, object]]) -> list[str]:
+        offsets = [f"DRVTOPK_IS_(offsetof({name}, {f['name']}) == {f['offset']}, {f['name']});" for f in fields]
+        return [f"DRVTOPK_IS_(sizeof({name}) == {layout['bytes']}, size_of_{name});", *offsets]
+
+    return [
+        *_struct(
+            "drvtopk_params",
+            declared(plain["fields"]),
+            "What a plain kernel is told, by value. A host sets addresses and out_stride, 0 elsewhere, and "
+            "drvtopk_fill_params the rest.",
+        ),
+        *_struct(
+            "drvtopk_extended_params",
+            {"drvtopk_params plain": "", **declared(behind)},
+            "What a kernel with more arrays is told. A plain one reads the front only.",
+        ),
+        "// An array of -1 elements, where the compiler lays out anything else.",
+        "#define DRVTOPK_IS_(what, name) typedef char drvtopk_##name##_is_as_compiled_[(what) ? 1 : -1]",
+        *checked("drvtopk_params", plain, plain["fields"]),
+        *checked("drvtopk_extended_params", extended, behind),
+        "",
+    ]
+
+
+def _tables() -> list[str]:
+    """The types of the tables below."""
+    options = {f"{f'drvtopk_{name}' if name in _WORDS else 'bool'} {name}": note for name, note in _OPTIONS.items()}
+    tuning = {f"int32_t {name}": note for name, note in _PLANNED_BY.items()}
+    return [
+        *_struct("drvtopk_options", options, "What a caller may ask for beyond k. All zeros is the plain selection."),
+        *_struct("drvtopk_tuning", tuning, "When a route pays."),
+        *_struct("drvtopk_kernel", _KERNEL, "One kernel: a cubin that holds one function."),
+        *_struct("drvtopk_arch", _ARCH, "What an architecture has."),
+        *_struct("drvtopk_choice", _CHOICE, "A way to launch, as times are kept for it."),
+        *_struct("drvtopk_measured", _MEASURED, "Times measured on one device."),
+        *_struct("drvtopk_export", _EXPORT, "All of it."),
+    ]
+
+
+def _struct(name: str, fields: Mapping[str, str], what: str) -> list[str]:
+    """Declarations, each with its note."""
+    lines = [f"    {field};{f'  // {note}' if note else ''}" for field, note in fields.items()]
+    return [f"// {what}", f"typedef struct {name} {{", *lines, f"}} {name};", ""]
+
+
 def _definitions() -> list[str]:
     """Every number of the planner that is not a kernel's own."""
     alone = Variant(route="filtered", k=1, vec_size=1)
@@ -83,6 +272,8 @@ def _definitions() -> list[str]:
         "MAX_STRIDE": MAX_STRIDE,
         "MAX_OFFSET": _MAX_OFFSET,
         "CLUSTERS": _list(spec.CLUSTERS),
+        "ROUTE_NAMES": _list(map(_text, spec.ASKED_ROUTES)),
+        "REASON_NAMES": _list(map(_text, _REASONS)),
         "THREADS": spec.THREADS,
         "NARROW_THREADS": spec.NARROW_THREADS,
         "WORKSPACE_ALIGNMENT": spec.WORKSPACE_ALIGNMENT,
@@ -119,7 +310,6 @@ def _kernel(kernel: ExportedKernel) -> str:
         variant.candidate_bytes,
         variant.k if options.order != "none" else 0,
         kernel.info.registers,
-        _text(options.suffix),
         _text(str(variant)),
         _text(variant.entry),
         _text(kernel.arch),
@@ -130,10 +320,8 @@ def _kernel(kernel: ExportedKernel) -> str:
 
 
 def _options(options: Options) -> str:
-    named = [
-        _enumerator(name, getattr(options, name)) for name in ("dtype", "index_dtype", "order", "tie_break", "nan")
-    ]
-    return _list([*named, *(_truth(getattr(options, name)) for name in ("values", "row_starts", "page_table"))])
+    values = ((name, getattr(options, name)) for name in _OPTIONS)
+    return _list(_enumerator(name, value) if name in _WORDS else _truth(value) for name, value in values)
 
 
 def _tuning(tuning: Tuning) -> str:
@@ -177,7 +365,7 @@ def _choice(name: str) -> str:
 
 
 def _enumerator(name: str, value: str) -> str:
-    """Named by a rule, so that a word that the C header does not know fails to compile."""
+    """'route', 'auto' -> DRVTOPK_ROUTE_AUTO"""
     return f"DRVTOPK_{name}_{value}".upper()
 
 

@@ -1,17 +1,17 @@
 // drvtopk in a C99 or C++17 host: plan and launch exported kernels with the CUDA driver API and nothing else.
 //
-// Include "drvtopk_kernels.h", which every export writes and which includes this. Link with -lm. Nothing here
-// allocates, calls CUDA or keeps state: every function is pure but for the callbacks it is given, and safe to call from
-// several threads. A host
+// Include "drvtopk_kernels.h", which every export writes. It has the kernels, the numbers, and the types of what they
+// are listed in, and includes this. Link with -lm. Nothing here allocates, calls CUDA or keeps state: every function is
+// pure but for the callbacks it is given, and safe to call from several threads. A host
 //
 //   1. fills a `drvtopk_device` from the driver's attributes,
 //   2. answers `drvtopk_driver`'s two questions with the driver's own answers for the very function it will launch,
 //   3. calls `drvtopk_make_plan`: the same plan as Python's for the same inputs,
 //   4. lends each launch `plan.workspace_bytes` bytes, calls `drvtopk_fill_params`, and launches `plan.kernel` with
-//      plan.grid x plan.block threads and plan.smem_bytes of dynamic shared memory (no launch where plan.grid is 0):
-//        plan.cooperative  cuLaunchCooperativeKernel, and nothing else: its blocks wait for each other.
-//        plan.pdl          cuLaunchKernelEx with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 1
-//        else              cuLaunchKernel. The size of a cluster is compiled in.
+//      plan.grid x plan.kernel->threads threads and plan.smem_bytes of dynamic shared memory (not where grid is 0):
+//        plan.cooperative   cuLaunchCooperativeKernel, and nothing else: its blocks wait for each other.
+//        plan.kernel->pdl   cuLaunchKernelEx with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 1
+//        else               cuLaunchKernel. The size of a cluster is compiled in.
 //   5. launches the plan of `drvtopk_after_refusal` instead where `drvtopk_is_refusal` knows the answer of a launch.
 //      Nothing was launched then. Inside a capture no launch is refused, so plan for the SMs of the capturing stream: a
 //      graph with a cluster that never fits cannot be instantiated, one with a cooperative grid that never fits hangs.
@@ -24,119 +24,17 @@
 #error "include drvtopk_kernels.h, which defines the kernels' numbers and includes this file"
 #endif
 
-#include <inttypes.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
-#if defined(__cplusplus)
-#define DRVTOPK_STATIC_ASSERT_(what, name) static_assert(what, #name)
-#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
-#define DRVTOPK_STATIC_ASSERT_(what, name) _Static_assert(what, #name)
-#else
-#define DRVTOPK_STATIC_ASSERT_(what, name) typedef char drvtopk_assert_##name##_[(what) ? 1 : -1]
-#endif
-
-#if defined(__GNUC__)
-#define DRVTOPK_FORMAT_ __attribute__((format(printf, 2, 3)))
-#else
-#define DRVTOPK_FORMAT_
-#endif
-
 #define DRVTOPK_DIGITS_(number) #number
 #define DRVTOPK_TEXT_(number) DRVTOPK_DIGITS_(number)
+#define DRVTOPK_COUNT_(array) (sizeof(array) / sizeof *(array))
 
-enum { DRVTOPK_WHY_SIZE = 768, DRVTOPK_NAME_SIZE = 256, DRVTOPK_ARCH_SIZE = 16 };
-
-// What a kernel is told ---------------------------------------------------------------------------------------------
-
-// The parameter block of a plain kernel: `Params` of params.cuh. Filled by drvtopk_fill_params.
-typedef struct drvtopk_params {
-  uint64_t logits;        // device address
-  uint64_t lengths;       // device address of int32[rows], or 0: every row is `width` long
-  uint64_t out;           // device address
-  uint64_t workspace;     // device address, or 0 where nothing waits
-  int64_t logits_stride;  // elements
-  int64_t out_stride;     // elements
-  uint32_t rows;
-  uint32_t width;        // elements
-  uint32_t group;        // blocks that share a row
-  uint32_t groups;       // rows in flight
-  uint32_t chunk;        // elements
-  uint32_t candidates;   // keys
-  uint32_t cooperative;  // 0 or 1
-  uint32_t reserved;     // 0
-} drvtopk_params;
-
-// That of a kernel whose options need more arrays. A plain kernel reads its front only, so every launch may pass this.
-typedef struct drvtopk_extended_params {
-  drvtopk_params plain;
-  uint64_t values;            // device address
-  uint64_t row_starts;        // device address of int32[rows]
-  uint64_t page_table;        // device address of int32
-  int64_t values_stride;      // elements
-  int64_t page_table_stride;  // elements
-  uint32_t page_size;         // indices
-  uint32_t rows_per_table;    // rows
-} drvtopk_extended_params;
-
-DRVTOPK_STATIC_ASSERT_(sizeof(drvtopk_params) == 80, params_size);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, logits) == 0, logits);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, lengths) == 8, lengths);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, out) == 16, out);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, workspace) == 24, workspace);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, logits_stride) == 32, logits_stride);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, out_stride) == 40, out_stride);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, rows) == 48, rows);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, width) == 52, width);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, group) == 56, group);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, groups) == 60, groups);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, chunk) == 64, chunk);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, candidates) == 68, candidates);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, cooperative) == 72, cooperative);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_params, reserved) == 76, reserved);
-DRVTOPK_STATIC_ASSERT_(sizeof(drvtopk_extended_params) == 128, extended_params_size);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_extended_params, values) == 80, values);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_extended_params, row_starts) == 88, row_starts);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_extended_params, page_table) == 96, page_table);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_extended_params, values_stride) == 104, values_stride);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_extended_params, page_table_stride) == 112, page_table_stride);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_extended_params, page_size) == 120, page_size);
-DRVTOPK_STATIC_ASSERT_(offsetof(drvtopk_extended_params, rows_per_table) == 124, rows_per_table);
+enum { DRVTOPK_NAME_SIZE = 256, DRVTOPK_ARCH_SIZE = 16 };
 
 // What is asked for -------------------------------------------------------------------------------------------------
-
-typedef enum drvtopk_route {
-  DRVTOPK_ROUTE_AUTO,
-  DRVTOPK_ROUTE_PERSISTENT,
-  DRVTOPK_ROUTE_FILTERED,
-  DRVTOPK_ROUTE_CLUSTERED
-} drvtopk_route;
-typedef enum drvtopk_dtype { DRVTOPK_DTYPE_FLOAT32, DRVTOPK_DTYPE_BFLOAT16, DRVTOPK_DTYPE_FLOAT16 } drvtopk_dtype;
-typedef enum drvtopk_index_dtype { DRVTOPK_INDEX_DTYPE_INT32, DRVTOPK_INDEX_DTYPE_INT64 } drvtopk_index_dtype;
-typedef enum drvtopk_order { DRVTOPK_ORDER_NONE, DRVTOPK_ORDER_INDEX, DRVTOPK_ORDER_VALUE } drvtopk_order;
-typedef enum drvtopk_tie_break {
-  DRVTOPK_TIE_BREAK_ANY,
-  DRVTOPK_TIE_BREAK_SMALLEST,
-  DRVTOPK_TIE_BREAK_LARGEST
-} drvtopk_tie_break;
-typedef enum drvtopk_nan { DRVTOPK_NAN_LOWEST, DRVTOPK_NAN_HIGHEST } drvtopk_nan;
-
-// What a caller may ask for beyond k; all zeros is the plain selection.
-typedef struct drvtopk_options {
-  drvtopk_dtype dtype;              // of the logits
-  drvtopk_index_dtype index_dtype;  // of the output
-  drvtopk_order order;              // of a row's members
-  drvtopk_tie_break tie_break;      // which of equal values are taken
-  drvtopk_nan nan;                  // below -inf or above +inf
-  bool values;                      // the members' values too
-  bool row_starts;                  // each row's window begins at an element of its own
-  bool page_table;                  // the output is what a page table makes of the indices
-} drvtopk_options;
 
 // One call's shape, and how it shall be solved. Start from drvtopk_problem_of: a zero is not "not given" everywhere.
 typedef struct drvtopk_problem {
@@ -167,87 +65,13 @@ typedef struct drvtopk_device {
   int32_t max_threads_per_sm;    // MAX_THREADS_PER_MULTIPROCESSOR
 } drvtopk_device;
 
-// When a route pays. The first two are compiled into the kernels, and have to be those of the export.
-typedef struct drvtopk_tuning {
-  int32_t radix_threshold;    // elements; rows up to this length belong to one block
-  int32_t cluster_threshold;  // elements; rows longer than this are shared by the blocks of a cluster
-  int32_t sms_to_share;       // SMs for each row from which on sharing long rows is faster than a block reading each
-  int32_t min_chunk;          // elements; a group is not split finer
-  int32_t max_candidates;     // keys that one block keeps in shared memory
-} drvtopk_tuning;
-
-// What was exported -------------------------------------------------------------------------------------------------
-
-// One kernel: a cubin that holds one function.
-typedef struct drvtopk_kernel {
-  drvtopk_route route;
-  int32_t k;
-  int32_t vec_size;   // elements of a load
-  int32_t residency;  // blocks that an SM shall hold at once
-  int32_t cluster;    // blocks of a hardware cluster; 1: none. Above 8 the function needs
-                      // CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED before anything is asked of it
-  bool pdl;           // waits for its predecessor itself
-  drvtopk_options options;
-  int32_t threads;            // of a block
-  int32_t widest;             // elements of the widest load that these options have
-  int32_t item_bytes;         // of a logit, and of a value
-  int32_t index_bytes;        // of an index of the output
-  int32_t params_bytes;       // of its parameter block
-  int32_t fixed_smem_bytes;   // of a block, before its chunk or candidates
-  int32_t static_smem_bytes;  // of a block, beside the dynamic shared memory
-  int32_t candidate_bytes;    // of shared memory for each candidate
-  int32_t sorted_members;     // members of a row in the workspace of a group, 4 bytes each
-  int32_t registers;          // of a thread
-  const char* suffix;         // what the options add to the route's name
-  const char* name;           // "clustered<1024,4,x8>"
-  const char* entry;          // of the function in the cubin
-  const char* arch;           // "sm_90a"
-  const char* file;           // the cubin's name in the export's folder
-  const char* sha256;         // of the cubin, hexadecimal
-} drvtopk_kernel;
-
-// What an architecture has.
-typedef struct drvtopk_arch {
-  const char* arch;
-  int32_t max_cluster;  // blocks of its largest cluster; 1: none
-  bool has_pdl;
-} drvtopk_arch;
-
-// A way to launch, as times are kept for it.
-typedef struct drvtopk_choice {
-  drvtopk_route route;
-  int32_t cluster;  // blocks; 1: none
-} drvtopk_choice;
-
-// Times measured on one device.
-typedef struct drvtopk_measured {
-  const char* name;  // of the device
-  int32_t sms;
-  int32_t choices, rows, lengths;  // how many of each
-  const drvtopk_choice* choice;
-  const int64_t* row;     // ascending
-  const int64_t* length;  // elements, ascending
-  const double* us;       // microseconds a launch [choices][rows][lengths]; 0: not measured
-} drvtopk_measured;
-
-// All of it: `drvtopk_exported` of drvtopk_kernels.h.
-typedef struct drvtopk_export {
-  const char* version;
-  drvtopk_tuning tuning;  // that the kernels were compiled with
-  const drvtopk_kernel* kernels;
-  size_t kernel_count;
-  const drvtopk_arch* archs;
-  size_t arch_count;
-  const drvtopk_measured* measured;
-  size_t measured_count;
-} drvtopk_export;
-
 // What is planned ---------------------------------------------------------------------------------------------------
 
 // Asked of the driver. A negative answer says that asking failed, and ends the planning.
 typedef int (*drvtopk_question)(void* user, const drvtopk_kernel* kernel, uint32_t smem_bytes);
 
-// The driver's answers for a kernel with so much dynamic shared memory. The function's limit
+// The driver's answers for a kernel with so much dynamic shared memory. A cluster above 8 blocks first needs
+// CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED. The function's limit
 // (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) has to be raised to it before, or the driver answers 0, and must
 // not be lowered afterwards. Each is asked at most once of a kernel in one planning.
 typedef struct drvtopk_driver {
@@ -258,179 +82,104 @@ typedef struct drvtopk_driver {
                                // where no kernel with clusters is exported
 } drvtopk_driver;
 
-// The launch that did not fit or was refused, where a plan is its fallback.
+// A launch that does not fit or was refused.
 typedef struct drvtopk_rejected {
-  drvtopk_route route;
-  int32_t vec_size;
-  int64_t group;
-  int64_t chunk;         // elements
-  int64_t smem_bytes;    // 0: the kernel is not exported
+  drvtopk_route route;  // DRVTOPK_ROUTE_AUTO: nothing was rejected
+  int32_t vec_size;     // elements
+  int64_t group;        // blocks
+  int64_t chunk;        // elements
+  int64_t smem_bytes;
   int64_t occupancy;     // blocks an SM
   int64_t resident_cap;  // blocks
 } drvtopk_rejected;
 
+// Kernels of the problem's k and options that a planning wanted and the export lacks.
+typedef struct drvtopk_missing {
+  int32_t count;  // of all; the rest says which was the first
+  drvtopk_route route;
+  int32_t vec_size, residency, cluster;
+  bool pdl;
+} drvtopk_missing;
+
 // One launch, as plain data. grid == groups * group; a cooperative grid never exceeds resident_cap.
 typedef struct drvtopk_plan {
-  const drvtopk_kernel* kernel;  // to launch
-  drvtopk_route route;
-  int32_t k, vec_size, residency;
-  int64_t rows;
-  int64_t width;         // elements
-  int64_t stride;        // elements
-  int64_t max_seq_len;   // elements
+  const drvtopk_kernel* kernel;  // to launch; null: there is no plan
+  drvtopk_problem problem;       // max_seq_len as it counts
+  drvtopk_device device;         // sms of the budget
+  drvtopk_tuning tuning;
+  drvtopk_reason reason;
   uint32_t grid;         // blocks; 0: there is nothing to launch
-  uint32_t block;        // threads
   uint32_t group;        // blocks that share one row
   uint32_t groups;       // rows in flight
   uint32_t chunk;        // elements of a row that one block of the group holds (the whole row where no block waits)
   uint32_t candidates;   // keys of one threshold bin that a block can keep in shared memory
   uint32_t smem_bytes;   // dynamic shared memory of one block
-  int32_t sms;           // of the device, or of the budget
-  int32_t smem_optin;    // bytes
   int32_t occupancy;     // resident blocks per SM of this very kernel with this very shared memory
   int64_t resident_cap;  // sms x occupancy
   int64_t headroom;      // resident blocks that a cooperative plan wants to leave to others
   int64_t workspace_bytes;
   bool needs_cooperation;
   bool headroom_kept;
-  bool cooperative;  // goes out by cuLaunchCooperativeKernel only
-  bool pdl;
-  bool fallback;              // whether `rejected` says of what
-  drvtopk_rejected rejected;  // figures of the launch that did not fit
-  drvtopk_tuning tuning;
-  char why[DRVTOPK_WHY_SIZE];  // one sentence; where planning failed, the constraint or the kernels that are missing
+  bool cooperative;           // goes out by cuLaunchCooperativeKernel only
+  bool fallback;              // of `rejected`
+  drvtopk_rejected rejected;  // the launch that a fallback stands for, or the last one tried where there is no plan
+  drvtopk_missing missing;
 } drvtopk_plan;
 
-// Addresses and strides of one launch. All zeros, but for what is there.
-typedef struct drvtopk_arrays {
-  uint64_t logits;            // (rows, width) of the options' dtype, rows plan.stride elements apart
-  uint64_t lengths;           // int32[rows], or 0: every row is `width` long
-  uint64_t out;               // (rows, k) of the options' index dtype
-  uint64_t workspace;         // plan.workspace_bytes bytes, aligned to DRVTOPK_WORKSPACE_ALIGNMENT, any contents; not
-                              // shared with a launch that may run at the same time
-  uint64_t values;            // (rows, k) of the logits' dtype, with the option `values` only
-  uint64_t row_starts;        // int32[rows], with the option `row_starts` only
-  uint64_t page_table;        // int32, with the option `page_table` only
-  int64_t out_stride;         // elements; 0: k
-  int64_t values_stride;      // elements; 0: k
-  int64_t page_table_stride;  // elements
-  int64_t page_size;          // indices, from 1 on
-  int64_t rows_per_table;     // row r reads row r / rows_per_table of the page table; 1..rows
-} drvtopk_arrays;
+// X(name, text): every error, and what it means.
+#define DRVTOPK_ERRORS_(X)                                                                                       \
+  X(OK, "no error")                                                                                              \
+  X(BAD_ROWS, "rows: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_ROWS))                                            \
+  X(BAD_WIDTH, "width: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) " elements")                             \
+  X(BAD_K, "k: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_K))                                                     \
+  X(BAD_STRIDE, "stride: allowed is 0 to " DRVTOPK_TEXT_(DRVTOPK_MAX_STRIDE) " / rows elements")                 \
+  X(BAD_OFFSET, "offset: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_OFFSET) " elements")                          \
+  X(BAD_MAX_SEQ_LEN, "max_seq_len: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) " elements")                 \
+  X(BAD_SM_BUDGET, "sm_budget: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_ROWS) ", or 0: the whole device")       \
+  X(BAD_ROUTE, "route: allowed is a DRVTOPK_ROUTE_")                                                             \
+  X(BAD_CHUNK, "chunk: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) " elements, or 0: the planner's")        \
+  X(BAD_GROUP, "group: allowed is one of DRVTOPK_CLUSTERS with the route clustered, or 0: the planner's")        \
+  X(BAD_TUNING, "tuning: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) "; what is compiled in: the export's") \
+  X(BAD_DEVICE, "device: allowed are limits of at least 1 and texts that end")                                   \
+  X(BAD_POINTER, "a pointer that is needed is null")                                                             \
+  X(BAD_PLAN, "plan: allowed is one with a kernel")                                                              \
+  X(BAD_LOGITS, "logits: allowed is a device address aligned to plan.vec_size elements")                         \
+  X(BAD_LENGTHS, "lengths: allowed is a device address aligned to 4 bytes, or 0")                                \
+  X(BAD_OUT, "out: allowed is a device address aligned to an index")                                             \
+  X(BAD_WORKSPACE,                                                                                               \
+    "workspace: allowed is a device address aligned to " DRVTOPK_TEXT_(DRVTOPK_WORKSPACE_ALIGNMENT) " bytes")    \
+  X(BAD_OUT_STRIDE, "out_stride: allowed is at least k elements")                                                \
+  X(BAD_VALUES, "values: allowed is a device address aligned to a logit; 0 without the option")                  \
+  X(BAD_VALUES_STRIDE, "values_stride: allowed is at least k elements")                                          \
+  X(BAD_ROW_STARTS, "row_starts: allowed is a device address aligned to 4 bytes; 0 without the option")          \
+  X(BAD_PAGE_TABLE, "page_table: allowed is a device address aligned to 4 bytes; 0 without the option")          \
+  X(BAD_PAGE_TABLE_STRIDE, "page_table_stride: allowed is at least 0 elements")                                  \
+  X(BAD_PAGE_SIZE, "page_size: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH))                                 \
+  X(BAD_ROWS_PER_TABLE, "rows_per_table: allowed is 1..rows")                                                    \
+  X(DOES_NOT_FIT, "the route does not fit this device")                                                          \
+  X(NOT_EXPORTED, "the kernels that this problem needs are not exported")                                        \
+  X(ARCH_NOT_EXPORTED, "no kernel is exported for device.arch")                                                  \
+  X(K_NOT_EXPORTED, "no kernel is exported with this k and these options")                                       \
+  X(QUESTION_FAILED, "a question to the driver failed, or its answer is impossible")
 
-typedef enum drvtopk_error {
-  DRVTOPK_OK,
-  DRVTOPK_BAD_ROWS,
-  DRVTOPK_BAD_WIDTH,
-  DRVTOPK_BAD_K,
-  DRVTOPK_BAD_STRIDE,
-  DRVTOPK_BAD_OFFSET,
-  DRVTOPK_BAD_MAX_SEQ_LEN,
-  DRVTOPK_BAD_SM_BUDGET,
-  DRVTOPK_BAD_ROUTE,
-  DRVTOPK_BAD_CHUNK,
-  DRVTOPK_BAD_GROUP,
-  DRVTOPK_BAD_TUNING,
-  DRVTOPK_BAD_DEVICE,
-  DRVTOPK_BAD_POINTER,
-  DRVTOPK_BAD_PLAN,
-  DRVTOPK_BAD_LOGITS,
-  DRVTOPK_BAD_LENGTHS,
-  DRVTOPK_BAD_OUT,
-  DRVTOPK_BAD_WORKSPACE,
-  DRVTOPK_BAD_OUT_STRIDE,
-  DRVTOPK_BAD_VALUES,
-  DRVTOPK_BAD_VALUES_STRIDE,
-  DRVTOPK_BAD_ROW_STARTS,
-  DRVTOPK_BAD_PAGE_TABLE,
-  DRVTOPK_BAD_PAGE_TABLE_STRIDE,
-  DRVTOPK_BAD_PAGE_SIZE,
-  DRVTOPK_BAD_ROWS_PER_TABLE,
-  DRVTOPK_DOES_NOT_FIT,
-  DRVTOPK_NOT_EXPORTED,
-  DRVTOPK_QUESTION_FAILED
-} drvtopk_error;
+#define DRVTOPK_ENUMERATOR_(name, text) DRVTOPK_##name,
+typedef enum drvtopk_error { DRVTOPK_ERRORS_(DRVTOPK_ENUMERATOR_) } drvtopk_error;
 
-// What an error means, in words: "rows: allowed is 0..2147483647". Never null.
+// "rows: allowed is 0..2147483647". Never null.
 static inline const char* drvtopk_error_text(drvtopk_error error) {
-  switch (error) {
-    case DRVTOPK_OK:
-      return "no error";
-    case DRVTOPK_BAD_ROWS:
-      return "rows: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_ROWS);
-    case DRVTOPK_BAD_WIDTH:
-      return "width: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) " elements";
-    case DRVTOPK_BAD_K:
-      return "k: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_K);
-    case DRVTOPK_BAD_STRIDE:
-      return "stride: allowed is 0 to " DRVTOPK_TEXT_(DRVTOPK_MAX_STRIDE) " / rows elements";
-    case DRVTOPK_BAD_OFFSET:
-      return "offset: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_OFFSET) " elements";
-    case DRVTOPK_BAD_MAX_SEQ_LEN:
-      return "max_seq_len: allowed is 0.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) " elements";
-    case DRVTOPK_BAD_SM_BUDGET:
-      return "sm_budget: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_ROWS) ", or 0: the whole device";
-    case DRVTOPK_BAD_ROUTE:
-      return "route: allowed is a DRVTOPK_ROUTE_";
-    case DRVTOPK_BAD_CHUNK:
-      return "chunk: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) " elements, or 0: the planner's choice";
-    case DRVTOPK_BAD_GROUP:
-      return "group: allowed is a size of DRVTOPK_CLUSTERS with the route clustered, or 0: the planner's choice";
-    case DRVTOPK_BAD_TUNING:
-      return "tuning: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH) " and, for what is compiled in, the export's";
-    case DRVTOPK_BAD_DEVICE:
-      return "device: allowed are limits of at least 1 and texts that end";
-    case DRVTOPK_BAD_POINTER:
-      return "a pointer that is needed is null";
-    case DRVTOPK_BAD_PLAN:
-      return "plan: allowed is what a planner made and found no fault with";
-    case DRVTOPK_BAD_LOGITS:
-      return "logits: allowed is a device address aligned to the plan's loads, vec_size elements";
-    case DRVTOPK_BAD_LENGTHS:
-      return "lengths: allowed is a device address aligned to 4 bytes, or 0";
-    case DRVTOPK_BAD_OUT:
-      return "out: allowed is a device address aligned to an index";
-    case DRVTOPK_BAD_WORKSPACE:
-      return "workspace: allowed is a device address aligned to " DRVTOPK_TEXT_(DRVTOPK_WORKSPACE_ALIGNMENT) " bytes";
-    case DRVTOPK_BAD_OUT_STRIDE:
-      return "out_stride: allowed is at least k elements, so that rows do not overlap";
-    case DRVTOPK_BAD_VALUES:
-      return "values: allowed is a device address aligned to a logit, and 0 without the option";
-    case DRVTOPK_BAD_VALUES_STRIDE:
-      return "values_stride: allowed is at least k elements";
-    case DRVTOPK_BAD_ROW_STARTS:
-      return "row_starts: allowed is a device address aligned to 4 bytes, and 0 without the option";
-    case DRVTOPK_BAD_PAGE_TABLE:
-      return "page_table: allowed is a device address aligned to 4 bytes, and 0 without the option";
-    case DRVTOPK_BAD_PAGE_TABLE_STRIDE:
-      return "page_table_stride: allowed is at least 0 elements";
-    case DRVTOPK_BAD_PAGE_SIZE:
-      return "page_size: allowed is 1.." DRVTOPK_TEXT_(DRVTOPK_MAX_WIDTH);
-    case DRVTOPK_BAD_ROWS_PER_TABLE:
-      return "rows_per_table: allowed is 1..rows";
-    case DRVTOPK_DOES_NOT_FIT:
-      return "the route cannot run this problem on this device";
-    case DRVTOPK_NOT_EXPORTED:
-      return "no exported kernel can run this problem on this device";
-    case DRVTOPK_QUESTION_FAILED:
-      return "a question to the driver failed, or was answered with nonsense";
-  }
-  return "unknown error";
+#define DRVTOPK_ERROR_TEXT_(name, text) text,
+  static const char* const texts[] = {DRVTOPK_ERRORS_(DRVTOPK_ERROR_TEXT_)};
+  return (size_t)error < DRVTOPK_COUNT_(texts) ? texts[error] : "unknown error";
 }
 
-// A route's name, as Python has it: "persistent". Never null.
+// "persistent" and "short_rows", as Python has them. Never null.
 static inline const char* drvtopk_route_name(drvtopk_route route) {
-  switch (route) {
-    case DRVTOPK_ROUTE_AUTO:
-      return "auto";
-    case DRVTOPK_ROUTE_PERSISTENT:
-      return "persistent";
-    case DRVTOPK_ROUTE_FILTERED:
-      return "filtered";
-    case DRVTOPK_ROUTE_CLUSTERED:
-      return "clustered";
-  }
-  return "unknown";
+  static const char* const names[] = DRVTOPK_ROUTE_NAMES;
+  return (size_t)route < DRVTOPK_COUNT_(names) ? names[route] : "unknown";
+}
+static inline const char* drvtopk_reason_name(drvtopk_reason reason) {
+  static const char* const names[] = DRVTOPK_REASON_NAMES;
+  return (size_t)reason < DRVTOPK_COUNT_(names) ? names[reason] : "unknown";
 }
 
 // A plain problem in dense rows, with nothing given that a planner may choose. Change what differs.
@@ -452,27 +201,18 @@ static inline void drvtopk_arch_of(int major, int minor, char text[DRVTOPK_ARCH_
 
 // What one planning knows.
 typedef struct drvtopk_planning_ {
-  const drvtopk_problem* problem;
-  drvtopk_device device;  // with the budget's SMs
-  const drvtopk_tuning* tuning;
+  drvtopk_problem problem;  // max_seq_len: the longest row that the hint lets us expect
+  drvtopk_device device;    // with the budget's SMs
+  drvtopk_tuning tuning;
   const drvtopk_export* exported;
   const drvtopk_driver* driver;
   const drvtopk_arch* arch;
-  const drvtopk_kernel* like;      // any kernel of this k and these options: their sizes are the same for all routes
-  int64_t longest;                 // elements: the longest row that the hint lets us expect
-  bool limited;                    // by a budget
-  char missing[DRVTOPK_WHY_SIZE];  // names of kernels that were wanted and are not exported
+  const drvtopk_kernel* like;  // any kernel of this k and these options: their sizes are the same for all routes
+  drvtopk_missing missing;
+  int missing_seen;  // a bit for each kernel that is counted
 } drvtopk_planning_;
 
-// Appends to a text of DRVTOPK_WHY_SIZE bytes, and cuts off what is too much.
-static inline void DRVTOPK_FORMAT_ drvtopk_say_(char* text, const char* format, ...) {
-  const size_t length = strlen(text);
-  va_list values;
-  va_start(values, format);
-  (void)vsnprintf(text + length, DRVTOPK_WHY_SIZE - length, format, values);
-  va_end(values);
-}
-
+static inline bool drvtopk_in_(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
 static inline int64_t drvtopk_min_(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t drvtopk_max_(int64_t a, int64_t b) { return a > b ? a : b; }
 // Rounded down, also below 0; `by` is positive.
@@ -481,46 +221,43 @@ static inline int64_t drvtopk_floor_(int64_t value, int64_t by) { return value /
 static inline int64_t drvtopk_ceil_(int64_t value, int64_t by) { return value / by + (value % by > 0 ? 1 : 0); }
 static inline int64_t drvtopk_align_(int64_t value, int64_t to) { return drvtopk_ceil_(value, to) * to; }
 
-static inline bool drvtopk_same_options_(const drvtopk_options* a, const drvtopk_options* b) {
-  return a->dtype == b->dtype && a->index_dtype == b->index_dtype && a->order == b->order &&
-         a->tie_break == b->tie_break && a->nan == b->nan && a->values == b->values && a->row_starts == b->row_starts &&
-         a->page_table == b->page_table;
+// Whether a kernel has the problem's k and options, for the device's architecture.
+static inline bool drvtopk_is_like_(const drvtopk_planning_* p, const drvtopk_kernel* kernel) {
+  const drvtopk_options *a = &kernel->options, *b = &p->problem.options;
+  return kernel->k == p->problem.k && a->dtype == b->dtype && a->index_dtype == b->index_dtype &&
+         a->order == b->order && a->tie_break == b->tie_break && a->nan == b->nan && a->values == b->values &&
+         a->row_starts == b->row_starts && a->page_table == b->page_table && !strcmp(kernel->arch, p->arch->arch);
 }
 
-// The instantiation, or null, which is remembered as missing.
+// The instantiation, or null, which counts as missing. Within one planning, route and cluster identify it.
 static inline const drvtopk_kernel* drvtopk_kernel_of_(drvtopk_planning_* p, drvtopk_route route, int64_t vec_size,
                                                        int residency, int cluster, bool pdl) {
-  char name[DRVTOPK_WHY_SIZE];
-  size_t i;
-  for (i = 0; i < p->exported->kernel_count; ++i) {
+  const int bit = cluster > 1 ? cluster : route == DRVTOPK_ROUTE_FILTERED ? 1 : 0x100;
+  for (size_t i = 0; i < p->exported->kernel_count; ++i) {
     const drvtopk_kernel* kernel = &p->exported->kernels[i];
-    if (kernel->route == route && kernel->k == p->problem->k && kernel->vec_size == vec_size &&
-        kernel->residency == residency && kernel->cluster == cluster && kernel->pdl == pdl &&
-        drvtopk_same_options_(&kernel->options, &p->problem->options) && !strcmp(kernel->arch, p->arch->arch)) {
+    if (kernel->route == route && kernel->vec_size == vec_size && kernel->residency == residency &&
+        kernel->cluster == cluster && kernel->pdl == pdl && drvtopk_is_like_(p, kernel)) {
       return kernel;
     }
   }
-  name[0] = '\0';
-  drvtopk_say_(name, "%s%s<%" PRId64 ",%" PRId64, drvtopk_route_name(route), p->like->suffix, p->problem->k, vec_size);
-  if (cluster > 1) drvtopk_say_(name, ",x%d", cluster);
-  drvtopk_say_(name, "%s%s>", residency > 1 ? "" : ",alone", pdl ? ",pdl" : "");
-  if (!strstr(p->missing, name)) drvtopk_say_(p->missing, "%s%s", p->missing[0] ? ", " : "", name);
+  const drvtopk_missing first = {1, route, (int32_t)vec_size, residency, cluster, pdl};
+  if (!p->missing.count) {
+    p->missing = first;
+  } else if (!(p->missing_seen & bit)) {
+    ++p->missing.count;
+  }
+  p->missing_seen |= bit;
   return NULL;
 }
 
 // The widest load, in elements, that the base address, the row stride and every chunk start allow. A single row has no
 // stride.
 static inline int64_t drvtopk_vec_size_(const drvtopk_planning_* p, int64_t chunk) {
-  const int64_t step = p->problem->options.row_starts ? 0 : chunk;
-  const int64_t stride = p->problem->rows > 1 ? p->problem->stride : 0;
+  const int64_t step = p->problem.options.row_starts ? 0 : chunk;
+  const int64_t stride = p->problem.rows > 1 ? p->problem.stride : 0;
   int64_t vec = p->like->widest;
-  while (vec > 1 && (p->problem->offset % vec || stride % vec || step % vec)) vec /= 2;
+  while (vec > 1 && (p->problem.offset % vec || stride % vec || step % vec)) vec /= 2;
   return vec;
-}
-
-static inline int drvtopk_threads_(drvtopk_route route, int residency) {
-  const bool narrow = route == DRVTOPK_ROUTE_CLUSTERED || (route == DRVTOPK_ROUTE_FILTERED && residency > 1);
-  return narrow ? DRVTOPK_NARROW_THREADS : DRVTOPK_THREADS;
 }
 
 static inline int drvtopk_candidate_bytes_(int cluster) {
@@ -536,15 +273,16 @@ static inline int64_t drvtopk_smem_budget_(const drvtopk_device* device, int thr
 
 // Candidates that one block keeps in shared memory.
 static inline int64_t drvtopk_candidates_(const drvtopk_planning_* p, drvtopk_route route, int residency, int cluster) {
-  const int64_t k = p->problem->k, fixed = p->like->fixed_smem_bytes, most = p->tuning->max_candidates;
+  const int64_t k = p->problem.k, fixed = p->like->fixed_smem_bytes, most = p->tuning.max_candidates;
   const int64_t each = drvtopk_candidate_bytes_(cluster);
-  const int threads = drvtopk_threads_(route, residency);
+  const bool narrow = cluster > 1 || (route == DRVTOPK_ROUTE_FILTERED && residency > 1);
+  const int threads = narrow ? DRVTOPK_NARROW_THREADS : DRVTOPK_THREADS;
   const int64_t room = p->device.smem_optin - fixed;  // with an SM to itself
   int64_t fit = drvtopk_min_(most, drvtopk_floor_(drvtopk_smem_budget_(&p->device, threads) - fixed, each));
   if (cluster > 1 && (residency == 1 || fit < 2 * k)) {
     const int64_t wanted = drvtopk_min_(most, drvtopk_max_(6144, 4 * k));
     fit = drvtopk_max_(fit, drvtopk_min_(wanted, drvtopk_floor_(room, each)));
-  } else if (threads < DRVTOPK_THREADS && fit < k) {  // rather one block on an SM than too little room
+  } else if (narrow && fit < k) {  // rather one block on an SM than too little room
     fit = drvtopk_min_(most, drvtopk_floor_(room, each));
   }
   return drvtopk_max_(0, fit);
@@ -552,218 +290,152 @@ static inline int64_t drvtopk_candidates_(const drvtopk_planning_* p, drvtopk_ro
 
 // Elements one block holds: few rows spread over all SMs, many rows take as few blocks each as memory allows.
 static inline int64_t drvtopk_chunk_(const drvtopk_planning_* p) {
-  const int64_t step = p->like->widest, rows = drvtopk_max_(p->problem->rows, 1);
+  const int64_t step = p->like->widest, rows = drvtopk_max_(p->problem.rows, 1);
   const int64_t room = drvtopk_smem_budget_(&p->device, DRVTOPK_THREADS) - p->like->fixed_smem_bytes;
   const int64_t largest = drvtopk_max_(step, drvtopk_floor_(drvtopk_floor_(room, 4), step) * step);
   const int64_t blocks_per_sm = drvtopk_max_(1, p->device.max_threads_per_sm / DRVTOPK_THREADS);
   const int64_t courtesy = blocks_per_sm > 1 ? p->device.sms : 1;
   const int64_t blocks_per_row = drvtopk_max_(1, (p->device.sms * blocks_per_sm - courtesy) / rows);
-  const int64_t even = drvtopk_align_(drvtopk_ceil_(p->problem->width, blocks_per_row), step);
-  const int64_t least = drvtopk_min_(drvtopk_align_(p->tuning->min_chunk, step), largest);
+  const int64_t even = drvtopk_align_(drvtopk_ceil_(p->problem.width, blocks_per_row), step);
+  const int64_t least = drvtopk_min_(drvtopk_align_(p->tuning.min_chunk, step), largest);
   return drvtopk_max_(drvtopk_min_(even, largest), least);
 }
 
-// Workspace of one group: barrier line, rotating histograms, two handshake words a block, members to sort.
-static inline int64_t drvtopk_group_state_bytes_(const drvtopk_kernel* kernel, int64_t group) {
-  const int64_t words = DRVTOPK_ROUNDS * DRVTOPK_ROUND_WORDS + 2 * group + kernel->sorted_members;
-  return drvtopk_align_(DRVTOPK_WORKSPACE_ALIGNMENT + 4 * words, DRVTOPK_WORKSPACE_ALIGNMENT);
-}
-
-// Resident blocks per SM. What no block may opt in to is not asked for: the limit could not be raised to it.
-static inline drvtopk_error drvtopk_occupancy_(const drvtopk_planning_* p, const drvtopk_kernel* kernel, int64_t smem,
-                                               int64_t* answer) {
-  *answer = 0;
-  if (kernel->static_smem_bytes + smem <= p->device.smem_optin) {
-    *answer = p->driver->occupancy(p->driver->user, kernel, (uint32_t)smem);
-  }
-  return *answer < 0 || *answer * p->device.sms > DRVTOPK_MAX_ROWS ? DRVTOPK_QUESTION_FAILED : DRVTOPK_OK;
-}
-
-// What all plans of a problem have in common.
-static inline void drvtopk_start_(const drvtopk_planning_* p, const drvtopk_kernel* kernel, int64_t resident,
-                                  drvtopk_plan* plan) {
+// Begins an attempt: no plan, and figures that would be rejected.
+static inline drvtopk_rejected* drvtopk_try_(drvtopk_plan* plan, drvtopk_route route, int64_t vec_size, int64_t group,
+                                             int64_t chunk) {
+  const drvtopk_rejected tried = {route, (int32_t)vec_size, group, chunk, 0, 0, 0};
   memset(plan, 0, sizeof *plan);
+  plan->reason = DRVTOPK_REASON_DOES_NOT_FIT;
+  plan->rejected = tried;
+  return &plan->rejected;
+}
+
+// Asks for the resident blocks per SM. No block may opt in to more than smem_optin, so that is not asked.
+static inline drvtopk_error drvtopk_occupancy_(const drvtopk_planning_* p, const drvtopk_kernel* kernel, int64_t smem,
+                                               drvtopk_rejected* tried) {
+  const bool allowed = kernel->static_smem_bytes + smem <= p->device.smem_optin;
+  const int answer = allowed ? p->driver->occupancy(p->driver->user, kernel, (uint32_t)smem) : 0;
+  tried->smem_bytes = smem;
+  tried->occupancy = answer;
+  tried->resident_cap = (int64_t)p->device.sms * answer;
+  return drvtopk_in_(tried->resident_cap, 0, DRVTOPK_MAX_ROWS) ? DRVTOPK_OK : DRVTOPK_QUESTION_FAILED;
+}
+
+// Makes the plan of an attempt that fits.
+static inline drvtopk_error drvtopk_accept_(const drvtopk_planning_* p, const drvtopk_kernel* kernel, int64_t groups,
+                                            int64_t candidates, drvtopk_reason reason, drvtopk_plan* plan) {
+  const drvtopk_rejected made = plan->rejected;
+  memset(&plan->rejected, 0, sizeof plan->rejected);
   plan->kernel = kernel;
-  plan->route = kernel->route;
-  plan->k = kernel->k;
-  plan->vec_size = kernel->vec_size;
-  plan->residency = kernel->residency;
-  plan->pdl = kernel->pdl;
-  plan->block = (uint32_t)kernel->threads;
-  plan->rows = p->problem->rows;
-  plan->width = p->problem->width;
-  plan->stride = p->problem->stride;
-  plan->max_seq_len = p->longest;
-  plan->sms = p->device.sms;
-  plan->smem_optin = p->device.smem_optin;
-  plan->occupancy = (int32_t)resident;
-  plan->resident_cap = p->device.sms * resident;
-  plan->tuning = *p->tuning;
-}
-
-static inline int drvtopk_filtered_residency_(const drvtopk_planning_* p) {
-  return p->problem->rows <= p->device.sms ? 1 : 2;
-}
-
-static inline const drvtopk_kernel* drvtopk_filtered_kernel_(drvtopk_planning_* p) {
-  return drvtopk_kernel_of_(p, DRVTOPK_ROUTE_FILTERED, drvtopk_vec_size_(p, 0), drvtopk_filtered_residency_(p), 1,
-                            p->problem->pdl && p->arch->has_pdl);
-}
-
-static inline drvtopk_error drvtopk_filtered_(drvtopk_planning_* p, const char* why, drvtopk_plan* plan) {
-  const drvtopk_problem* problem = p->problem;
-  const int residency = drvtopk_filtered_residency_(p);
-  const drvtopk_kernel* kernel = drvtopk_filtered_kernel_(p);
-  int64_t candidates, smem, resident, groups;
-  drvtopk_error error;
-  if (!kernel) return DRVTOPK_NOT_EXPORTED;
-  candidates = drvtopk_candidates_(p, DRVTOPK_ROUTE_FILTERED, residency, 1);
-  smem = kernel->fixed_smem_bytes + candidates * kernel->candidate_bytes;
-  error = drvtopk_occupancy_(p, kernel, smem, &resident);
-  if (error) return error;
-  if (resident < 1) {
-    plan->why[0] = '\0';
-    drvtopk_say_(plan->why, "a block of %s needs %" PRId64 " bytes of shared memory and none fits an SM", kernel->name,
-                 smem);
-    return DRVTOPK_DOES_NOT_FIT;
-  }
-  groups = p->limited ? drvtopk_min_(problem->rows, p->device.sms * resident) : problem->rows;
-  drvtopk_start_(p, kernel, resident, plan);
-  plan->group = 1;
-  plan->grid = plan->groups = (uint32_t)groups;
-  plan->chunk = (uint32_t)drvtopk_max_(problem->width, 1);
+  plan->reason = reason;
+  plan->problem = p->problem;
+  plan->device = p->device;
+  plan->tuning = p->tuning;
+  plan->grid = p->problem.rows ? (uint32_t)(groups * made.group) : 0;
+  plan->group = (uint32_t)made.group;
+  plan->groups = (uint32_t)groups;
+  plan->chunk = (uint32_t)made.chunk;
   plan->candidates = (uint32_t)candidates;
-  plan->smem_bytes = (uint32_t)smem;
-  drvtopk_say_(plan->why, "%s", why);
+  plan->smem_bytes = (uint32_t)made.smem_bytes;
+  plan->occupancy = (int32_t)made.occupancy;
+  plan->resident_cap = made.resident_cap;
   return DRVTOPK_OK;
 }
 
-// A plan, or DRVTOPK_DOES_NOT_FIT or DRVTOPK_NOT_EXPORTED with `rejected` filled. `given_chunk` 0: none.
-static inline drvtopk_error drvtopk_persistent_(drvtopk_planning_* p, int64_t given_chunk, drvtopk_plan* plan,
-                                                drvtopk_rejected* rejected) {
-  const drvtopk_problem* problem = p->problem;
-  const bool waits = p->longest > p->tuning->radix_threshold;
+// Plans filtered (group 1), or clusters of `group` blocks. A launch that does not fit, or whose kernel is not exported,
+// is left in plan->rejected; so it is by drvtopk_persistent_.
+static inline drvtopk_error drvtopk_clustered_(drvtopk_planning_* p, int group, drvtopk_reason reason,
+                                               drvtopk_plan* plan) {
+  const drvtopk_problem* problem = &p->problem;
+  const drvtopk_route route = group > 1 ? DRVTOPK_ROUTE_CLUSTERED : DRVTOPK_ROUTE_FILTERED;
+  const int64_t vec = drvtopk_vec_size_(p, 0), part = drvtopk_max_(drvtopk_ceil_(problem->width, group), 1);
+  const int residency = problem->rows * group <= p->device.sms ? 1 : 2;
+  const int64_t candidates = drvtopk_candidates_(p, route, residency, group);
+  drvtopk_rejected* tried = drvtopk_try_(plan, route, vec, group, part);
+  int64_t smem = p->like->fixed_smem_bytes + candidates * drvtopk_candidate_bytes_(group);
+  if (group > 1 && residency == 1) {  // an SM for each block: else two of a cluster might share one while others idle
+    smem = drvtopk_min_(drvtopk_max_(smem, p->device.smem_per_sm / 2), p->device.smem_optin);
+  }
+  tried->smem_bytes = smem;
+  if (group > 1 && (group > p->arch->max_cluster || candidates < problem->k)) return DRVTOPK_DOES_NOT_FIT;
+  const bool pdl = problem->pdl && p->arch->has_pdl;
+  const drvtopk_kernel* kernel = drvtopk_kernel_of_(p, route, vec, residency, group, pdl);
+  if (!kernel) return DRVTOPK_NOT_EXPORTED;
+  const drvtopk_error error = drvtopk_occupancy_(p, kernel, smem, tried);
+  if (error) return error;
+  int64_t together = tried->resident_cap;  // rows
+  if (group > 1 && together > 0) {
+    together = p->driver->clusters ? p->driver->clusters(p->driver->user, kernel, (uint32_t)smem) : 0;
+  }
+  if (together < 0) return DRVTOPK_QUESTION_FAILED;
+  if (problem->sm_budget) together = drvtopk_min_(together, tried->resident_cap / group);  // the budget's SMs
+  if (together < 1) return DRVTOPK_DOES_NOT_FIT;
+  // Without a budget all rows: the hardware starts them as room comes free.
+  const int64_t groups = drvtopk_min_(problem->rows, problem->sm_budget ? together : DRVTOPK_MAX_ROWS / group);
+  return drvtopk_accept_(p, kernel, groups, candidates, reason, plan);
+}
+
+// `given_chunk` 0: the planner's choice.
+static inline drvtopk_error drvtopk_persistent_(drvtopk_planning_* p, int64_t given_chunk, drvtopk_reason reason,
+                                                drvtopk_plan* plan) {
+  const int64_t rows = p->problem.rows, width = p->problem.width;
+  const bool waits = p->problem.max_seq_len > p->tuning.radix_threshold;
   // Where no block waits, none holds a part: the row is one block's.
-  const int64_t whole = drvtopk_align_(drvtopk_max_(problem->width, 1), 4);
+  const int64_t whole = drvtopk_align_(drvtopk_max_(width, 1), 4);
   const int64_t chunk = given_chunk ? given_chunk : waits ? drvtopk_chunk_(p) : whole;
-  const int64_t group = drvtopk_max_(1, drvtopk_ceil_(problem->width, chunk));
+  const int64_t group = drvtopk_max_(1, drvtopk_ceil_(width, chunk));
   const int64_t vec = drvtopk_vec_size_(p, group > 1 ? chunk : 0);
   const int64_t chunk_bytes = waits ? drvtopk_align_(chunk * 4, 16) : 0;
+  drvtopk_rejected* tried = drvtopk_try_(plan, DRVTOPK_ROUTE_PERSISTENT, vec, group, chunk);
   const drvtopk_kernel* kernel = drvtopk_kernel_of_(p, DRVTOPK_ROUTE_PERSISTENT, vec, 2, 1, false);
-  int64_t candidates, smem, resident, cap, headroom, groups;
-  bool kept;
-  drvtopk_error error;
-  memset(rejected, 0, sizeof *rejected);
-  rejected->route = DRVTOPK_ROUTE_PERSISTENT;
-  rejected->vec_size = (int32_t)vec;
-  rejected->group = group;
-  rejected->chunk = chunk;
   if (!kernel) return DRVTOPK_NOT_EXPORTED;
   // The same bytes hold a chunk of keys in one row and a bin's candidates in the next.
-  candidates =
+  const int64_t candidates =
       drvtopk_max_(chunk_bytes / kernel->candidate_bytes, drvtopk_candidates_(p, DRVTOPK_ROUTE_PERSISTENT, 2, 1));
-  smem = kernel->fixed_smem_bytes + drvtopk_max_(chunk_bytes, candidates * kernel->candidate_bytes);
-  error = drvtopk_occupancy_(p, kernel, smem, &resident);
+  const int64_t smem = kernel->fixed_smem_bytes + drvtopk_max_(chunk_bytes, candidates * kernel->candidate_bytes);
+  const drvtopk_error error = drvtopk_occupancy_(p, kernel, smem, tried);
   if (error) return error;
-  cap = p->device.sms * resident;
-  headroom = !waits ? 0 : resident > 1 ? p->device.sms : 1;
-  kept = waits && cap - headroom >= group;
-  groups = drvtopk_max_(1, drvtopk_min_((cap - (kept ? headroom : 0)) / group, problem->rows));
-  rejected->smem_bytes = smem;
-  rejected->occupancy = resident;
-  rejected->resident_cap = cap;
-  if (resident < 1 || (waits && groups * group > cap)) return DRVTOPK_DOES_NOT_FIT;
-  drvtopk_start_(p, kernel, resident, plan);
-  plan->group = (uint32_t)group;
-  plan->groups = (uint32_t)groups;
-  plan->grid = problem->rows ? (uint32_t)(groups * group) : 0;
-  plan->chunk = (uint32_t)chunk;
-  plan->candidates = (uint32_t)candidates;
-  plan->smem_bytes = (uint32_t)smem;
+  const int64_t cap = tried->resident_cap;
+  const int64_t headroom = !waits ? 0 : tried->occupancy > 1 ? p->device.sms : 1;
+  const bool kept = waits && cap - headroom >= group;
+  const int64_t groups = drvtopk_max_(1, drvtopk_min_((cap - (kept ? headroom : 0)) / group, rows));
+  if (tried->occupancy < 1 || (waits && groups * group > cap)) return DRVTOPK_DOES_NOT_FIT;
   plan->needs_cooperation = plan->cooperative = waits;
   plan->headroom = headroom;
   plan->headroom_kept = kept;
-  plan->workspace_bytes = waits && problem->rows ? groups * drvtopk_group_state_bytes_(kernel, group) : 0;
-  if (!waits) {
-    drvtopk_say_(plan->why,
-                 "persistent: no row above %" PRId32 " is expected (max_seq_len %" PRId64
-                 "), so one block takes each row and none waits; ",
-                 p->tuning->radix_threshold, p->longest);
-    drvtopk_say_(plan->why, "%" PRId64 " of %" PRId64 " rows in flight", groups, problem->rows);
-    return DRVTOPK_OK;
+  if (waits &&
+      rows) {  // of each group: barrier line, rotating histograms, two handshake words a block, members to sort
+    const int64_t words = DRVTOPK_ROUNDS * DRVTOPK_ROUND_WORDS + 2 * group + kernel->sorted_members,
+                  line = DRVTOPK_WORKSPACE_ALIGNMENT;
+    plan->workspace_bytes = groups * drvtopk_align_(line + 4 * words, line);
   }
-  drvtopk_say_(plan->why, "persistent: %" PRId64 " blocks of %" PRId64 " elements share a row, ", group, chunk);
-  drvtopk_say_(plan->why, "%" PRId64 " of %" PRId64 " rows in flight; ", groups, problem->rows);
-  if (kept) {
-    drvtopk_say_(plan->why, "%" PRId64 " of %" PRId64 " resident blocks left to others", headroom, cap);
-  } else {
-    drvtopk_say_(plan->why, "no headroom: %" PRId64 " of %" PRId64 " needed", group, cap);
-  }
-  return DRVTOPK_OK;
-}
-
-// A plan, or DRVTOPK_DOES_NOT_FIT or DRVTOPK_NOT_EXPORTED with `rejected` filled.
-static inline drvtopk_error drvtopk_clustered_(drvtopk_planning_* p, int group, drvtopk_plan* plan,
-                                               drvtopk_rejected* rejected) {
-  const drvtopk_problem* problem = p->problem;
-  const int64_t vec = drvtopk_vec_size_(p, 0);
-  const int residency = problem->rows * group <= p->device.sms ? 1 : 2;
-  const int64_t candidates = drvtopk_candidates_(p, DRVTOPK_ROUTE_CLUSTERED, residency, group);
-  const drvtopk_kernel* kernel = NULL;
-  int64_t smem = p->like->fixed_smem_bytes + candidates * drvtopk_candidate_bytes_(group);
-  int64_t resident = 0, together = 0, most;
-  drvtopk_error error = DRVTOPK_OK;
-  if (residency == 1) {  // an SM for each block: else two of a cluster might share one while others idle
-    smem = drvtopk_min_(drvtopk_max_(smem, p->device.smem_per_sm / 2), p->device.smem_optin);
-  }
-  memset(rejected, 0, sizeof *rejected);
-  rejected->route = DRVTOPK_ROUTE_CLUSTERED;
-  rejected->vec_size = (int32_t)vec;
-  rejected->group = group;
-  rejected->chunk = drvtopk_max_(drvtopk_ceil_(problem->width, group), 1);
-  rejected->smem_bytes = smem;
-  if (group > p->arch->max_cluster || candidates < problem->k) return DRVTOPK_DOES_NOT_FIT;
-  kernel = drvtopk_kernel_of_(p, DRVTOPK_ROUTE_CLUSTERED, vec, residency, group, problem->pdl);
-  if (!kernel) return DRVTOPK_NOT_EXPORTED;
-  error = drvtopk_occupancy_(p, kernel, smem, &resident);
-  if (error) return error;
-  if (resident > 0 && p->driver->clusters) {
-    together = p->driver->clusters(p->driver->user, kernel, (uint32_t)smem);
-    if (together < 0) return DRVTOPK_QUESTION_FAILED;
-  }
-  rejected->occupancy = resident;
-  rejected->resident_cap = p->device.sms * resident;
-  if (p->limited) together = drvtopk_min_(together, p->device.sms * resident / group);  // the budget's SMs
-  if (together < 1) return DRVTOPK_DOES_NOT_FIT;
-  // Without a budget a cluster for each row: the hardware starts them as room comes free.
-  most = p->limited ? together : DRVTOPK_MAX_ROWS / group;
-  drvtopk_start_(p, kernel, resident, plan);
-  plan->group = (uint32_t)group;
-  plan->groups = (uint32_t)drvtopk_min_(problem->rows, most);
-  plan->grid = plan->groups * plan->group;
-  plan->chunk = (uint32_t)rejected->chunk;
-  plan->candidates = (uint32_t)candidates;
-  plan->smem_bytes = (uint32_t)smem;
-  drvtopk_say_(plan->why, "clustered: the %d blocks of a cluster share each long row; %" PRId64 " clusters fit at once",
-               group, together);
-  return DRVTOPK_OK;
+  return drvtopk_accept_(p, kernel, groups, candidates, reason, plan);
 }
 
 // Times -------------------------------------------------------------------------------------------------------------
 
-enum { DRVTOPK_CHOICES_ = 8 };  // ways to launch, and one that always fits
+enum { DRVTOPK_WAYS_ = 8 };  // ways to launch, and one that always fits
 
-typedef struct drvtopk_times_ {
+typedef struct drvtopk_way_ {
+  int cluster;  // blocks; 1: filtered; 0: persistent
+  double us;    // microseconds
+  drvtopk_reason reason;
+} drvtopk_way_;
+
+typedef struct drvtopk_ways_ {
   int count;
-  drvtopk_choice choice[DRVTOPK_CHOICES_];
-  double us[DRVTOPK_CHOICES_];
-} drvtopk_times_;
+  drvtopk_way_ way[DRVTOPK_WAYS_];  // the fastest first
+} drvtopk_ways_;
 
-static inline void drvtopk_add_time_(drvtopk_times_* times, drvtopk_route route, int cluster, double us) {
-  if (times->count >= DRVTOPK_CHOICES_) return;
-  times->choice[times->count].route = route;
-  times->choice[times->count].cluster = cluster;
-  times->us[times->count++] = us;
+// Equal ones keep their order.
+static inline void drvtopk_add_way_(drvtopk_ways_* ways, int cluster, double us, drvtopk_reason reason) {
+  const drvtopk_way_ way = {cluster, us, reason};
+  int at = ways->count;
+  if (at >= DRVTOPK_WAYS_) return;
+  for (; at > 0 && us < ways->way[at - 1].us; --at) ways->way[at] = ways->way[at - 1];
+  ways->way[at] = way;
+  ++ways->count;
 }
 
 // The known numbers around a value, and how far it is from the first to the second, by their logarithms.
@@ -776,136 +448,93 @@ static inline double drvtopk_neighbours_(const int64_t* known, int count, int64_
   return log((double)value / (double)known[*low]) / log((double)known[*high] / (double)known[*low]);
 }
 
-// Times between the shapes that were measured on this device; none where it was not measured.
-static inline void drvtopk_measured_times_(const drvtopk_planning_* p, drvtopk_times_* times) {
+// Times between the shapes that were measured on this device; whether they are for all that a choice needs.
+static inline bool drvtopk_measured_ways_(const drvtopk_planning_* p, drvtopk_ways_* ways) {
   const drvtopk_measured* found = NULL;
-  int fewer, more, below, above, c;
-  double share, part;
-  size_t i;
-  times->count = 0;
-  for (i = 0; i < p->exported->measured_count && !found; ++i) {
+  bool filtered = false;
+  for (size_t i = 0; i < p->exported->measured_count && !found; ++i) {
     const drvtopk_measured* one = &p->exported->measured[i];
     if (one->sms == p->device.sms && !strcmp(one->name, p->device.name)) found = one;
   }
-  if (!found) return;
-  share = drvtopk_neighbours_(found->row, found->rows, p->problem->rows, &fewer, &more);
-  part = drvtopk_neighbours_(found->length, found->lengths, p->longest, &below, &above);
-  for (c = 0; c < found->choices; ++c) {
+  if (!found) return false;
+  int fewer, more, below, above;
+  const double share = drvtopk_neighbours_(found->row, found->rows, p->problem.rows, &fewer, &more);
+  const double part = drvtopk_neighbours_(found->length, found->lengths, p->problem.max_seq_len, &below, &above);
+  for (int c = 0; c < found->choices; ++c) {
     const double* less = found->us + (c * found->rows + fewer) * found->lengths;
     const double* greater = found->us + (c * found->rows + more) * found->lengths;
     if (less[below] > 0 && less[above] > 0 && greater[below] > 0 && greater[above] > 0) {
       const double low = log(less[below]) * (1 - part) + log(less[above]) * part;
       const double high = log(greater[below]) * (1 - part) + log(greater[above]) * part;
-      drvtopk_add_time_(times, found->choice[c].route, found->choice[c].cluster, exp(low * (1 - share) + high * share));
+      const int cluster = found->choice[c].route == DRVTOPK_ROUTE_PERSISTENT ? 0 : found->choice[c].cluster;
+      drvtopk_add_way_(ways, cluster, exp(low * (1 - share) + high * share), DRVTOPK_REASON_MEASURED);
+      filtered = filtered || cluster == 1;
     }
   }
+  return filtered;
 }
 
 static inline double drvtopk_modelled_(const drvtopk_planning_* p, double fixed, int64_t blocks_of_a_row,
                                        int64_t slots) {
-  const int64_t blocks = p->problem->rows * blocks_of_a_row;
+  const int64_t blocks = p->problem.rows * blocks_of_a_row;
   const int64_t waves = drvtopk_ceil_(blocks, drvtopk_max_(slots, 1));
   const int64_t busy = drvtopk_max_(drvtopk_min_(blocks, slots), 1);
   const double all = DRVTOPK_MODEL_DEVICE_BYTES_OF_AN_SM * p->device.sms / (double)busy;
   const double rate = all < DRVTOPK_MODEL_SM_BYTES ? all : DRVTOPK_MODEL_SM_BYTES;
-  return (double)waves * (fixed + 4.0 * (double)p->longest / (double)blocks_of_a_row / rate);
+  return (double)waves * (fixed + 4.0 * (double)p->problem.max_seq_len / (double)blocks_of_a_row / rate);
 }
 
 // The same by a model, for a device that was never measured: good for comparing only.
-static inline void drvtopk_modelled_times_(const drvtopk_planning_* p, drvtopk_times_* times) {
+static inline void drvtopk_modelled_ways_(const drvtopk_planning_* p, drvtopk_ways_* ways) {
   static const int sizes[] = DRVTOPK_CLUSTERS;
-  const int64_t sms = p->device.sms, rows = p->problem->rows;
-  const bool is_short = p->longest <= DRVTOPK_MODEL_SHORT;
-  size_t i;
-  times->count = 0;
-  drvtopk_add_time_(times, DRVTOPK_ROUTE_FILTERED, 1,
-                    drvtopk_modelled_(p, is_short ? DRVTOPK_MODEL_SHORT_US : DRVTOPK_MODEL_FILTERED_US, 1, sms));
-  for (i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+  const drvtopk_reason reason = DRVTOPK_REASON_MODELLED;
+  const int64_t sms = p->device.sms, rows = p->problem.rows;
+  const double one = p->problem.max_seq_len <= DRVTOPK_MODEL_SHORT ? DRVTOPK_MODEL_SHORT_US : DRVTOPK_MODEL_FILTERED_US;
+  drvtopk_add_way_(ways, 1, drvtopk_modelled_(p, one, 1, sms), reason);
+  for (size_t i = 0; i < DRVTOPK_COUNT_(sizes); ++i) {
     const int64_t slots = (sizes[i] == 2 ? sms : sms * 7 / 8) / sizes[i] * sizes[i];
     if (sizes[i] > p->arch->max_cluster) continue;
-    drvtopk_add_time_(times, DRVTOPK_ROUTE_CLUSTERED, sizes[i],
-                      drvtopk_modelled_(p, DRVTOPK_MODEL_CLUSTERED_US, sizes[i], slots));
+    drvtopk_add_way_(ways, sizes[i], drvtopk_modelled_(p, DRVTOPK_MODEL_CLUSTERED_US, sizes[i], slots), reason);
   }
-  if (rows * p->tuning->sms_to_share <= sms) {
+  if (rows * p->tuning.sms_to_share <= sms) {
     const int64_t blocks = sms / drvtopk_max_(rows, 1);
-    drvtopk_add_time_(times, DRVTOPK_ROUTE_PERSISTENT, 1,
-                      drvtopk_modelled_(p, DRVTOPK_MODEL_PERSISTENT_US, blocks, sms));
+    drvtopk_add_way_(ways, 0, drvtopk_modelled_(p, DRVTOPK_MODEL_PERSISTENT_US, blocks, sms), reason);
   }
 }
 
-// The ways to launch, the best first, and why. The last is one that always fits, or persistent.
-static inline void drvtopk_choices_(const drvtopk_planning_* p, drvtopk_times_* times, char* why, char* alone) {
-  const drvtopk_problem* problem = p->problem;
-  const char* source = "measured fastest near";
-  bool measured = false;
-  int i, j;
-  why[0] = alone[0] = '\0';
-  if (p->longest <= p->tuning->radix_threshold) {
-    drvtopk_say_(alone, "no row above %" PRId32 " is expected (max_seq_len %" PRId64 ")", p->tuning->radix_threshold,
-                 p->longest);
-  } else if (problem->rows * p->tuning->sms_to_share > p->device.sms) {
-    drvtopk_say_(alone, "%" PRId64 " rows on %" PRId32 " SMs, sharing pays from %" PRId32 " SMs a row on",
-                 problem->rows, p->device.sms, p->tuning->sms_to_share);
+// The ways to launch, the best first. The last is one that always fits, or persistent.
+static inline void drvtopk_rank_(const drvtopk_planning_* p, drvtopk_ways_* ways) {
+  const drvtopk_problem* problem = &p->problem;
+  drvtopk_reason last = DRVTOPK_REASON_ALONE;
+  if (problem->rows * p->tuning.sms_to_share > p->device.sms) last = DRVTOPK_REASON_MANY_ROWS;
+  if (p->problem.max_seq_len <= p->tuning.radix_threshold) last = DRVTOPK_REASON_SHORT_ROWS;
+  ways->count = 0;
+  if (p->arch->max_cluster > 1 && p->problem.max_seq_len > p->tuning.cluster_threshold && !problem->waits_never &&
+      problem->rows && !drvtopk_measured_ways_(p, ways)) {
+    ways->count = 0;
+    drvtopk_modelled_ways_(p, ways);
   }
-  times->count = 0;
-  if (p->arch->max_cluster > 1 && p->longest > p->tuning->cluster_threshold && !problem->waits_never && problem->rows) {
-    drvtopk_measured_times_(p, times);
-    for (i = 0; i < times->count; ++i) measured = measured || times->choice[i].route == DRVTOPK_ROUTE_FILTERED;
-    if (!measured) {
-      drvtopk_modelled_times_(p, times);
-      source = "by a model the fastest for";
-    }
-    drvtopk_say_(why, "%s %" PRId64 " x %" PRId64, source, problem->rows, p->longest);
-    for (i = 1; i < times->count; ++i) {  // equal ones keep their order
-      const drvtopk_choice choice = times->choice[i];
-      const double us = times->us[i];
-      for (j = i; j > 0 && us < times->us[j - 1]; --j) {
-        times->choice[j] = times->choice[j - 1];
-        times->us[j] = times->us[j - 1];
-      }
-      times->choice[j] = choice;
-      times->us[j] = us;
-    }
-  }
+  drvtopk_add_way_(ways, last == DRVTOPK_REASON_ALONE ? 0 : 1, HUGE_VAL, last);
 }
 
 // Planning ----------------------------------------------------------------------------------------------------------
 
-static inline void drvtopk_constraint_(const drvtopk_planning_* p, const drvtopk_rejected* rejected,
-                                       drvtopk_error error, char* text) {
-  text[0] = '\0';
-  if (error == DRVTOPK_NOT_EXPORTED) {
-    drvtopk_say_(text, "not exported for %s: %s", p->arch->arch, p->missing);
-  } else if (rejected->route == DRVTOPK_ROUTE_CLUSTERED) {
-    drvtopk_say_(text, "no cluster of %" PRId64 " blocks with %" PRId64 " bytes of shared memory each fits",
-                 rejected->group, rejected->smem_bytes);
-  } else if (rejected->occupancy < 1) {
-    drvtopk_say_(text, "a block holding %" PRId64 " elements needs %" PRId64 " bytes of shared memory ",
-                 rejected->chunk, rejected->smem_bytes);
-    drvtopk_say_(text, "and none fits an SM (%" PRId32 " bytes a block at most)", p->device.smem_optin);
-  } else {
-    drvtopk_say_(text, "one row needs %" PRId64 " blocks, %" PRId64 " fit", rejected->group, rejected->resident_cap);
-  }
-}
-
 static inline drvtopk_rejected drvtopk_attempt_(const drvtopk_plan* made) {
-  drvtopk_rejected attempt;
-  attempt.route = made->route;
-  attempt.vec_size = made->vec_size;
-  attempt.group = made->group;
-  attempt.chunk = made->chunk;
-  attempt.smem_bytes = made->smem_bytes;
-  attempt.occupancy = made->occupancy;
-  attempt.resident_cap = made->resident_cap;
+  const drvtopk_kernel* kernel = made->kernel;
+  const drvtopk_rejected attempt = {kernel->route,    kernel->vec_size, made->group,       made->chunk,
+                                    made->smem_bytes, made->occupancy,  made->resident_cap};
   return attempt;
 }
 
-static inline bool drvtopk_in_(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
-
-static inline drvtopk_error drvtopk_check_problem_(const drvtopk_problem* problem) {
+static inline drvtopk_error drvtopk_check_(const drvtopk_problem* problem, const drvtopk_device* device,
+                                           const drvtopk_tuning* tuning, const drvtopk_tuning* compiled) {
   static const int sizes[] = DRVTOPK_CLUSTERS;
-  bool known = false;
-  size_t i;
+  const int32_t tuned[] = {tuning->radix_threshold, tuning->cluster_threshold, tuning->sms_to_share, tuning->min_chunk,
+                           tuning->max_candidates};
+  bool size = false, fair = tuning->radix_threshold == compiled->radix_threshold &&
+                            tuning->cluster_threshold == compiled->cluster_threshold;
+  for (size_t i = 0; i < DRVTOPK_COUNT_(sizes); ++i) size = size || problem->group == sizes[i];
+  for (size_t i = 0; i < DRVTOPK_COUNT_(tuned); ++i) fair = fair && drvtopk_in_(tuned[i], 1, DRVTOPK_MAX_WIDTH);
   if (!drvtopk_in_(problem->rows, 0, DRVTOPK_MAX_ROWS)) return DRVTOPK_BAD_ROWS;
   if (!drvtopk_in_(problem->width, 0, DRVTOPK_MAX_WIDTH)) return DRVTOPK_BAD_WIDTH;
   if (!drvtopk_in_(problem->k, 1, DRVTOPK_MAX_K)) return DRVTOPK_BAD_K;
@@ -915,306 +544,199 @@ static inline drvtopk_error drvtopk_check_problem_(const drvtopk_problem* proble
   if (!drvtopk_in_(problem->sm_budget, 0, DRVTOPK_MAX_ROWS)) return DRVTOPK_BAD_SM_BUDGET;
   if (!drvtopk_in_((int64_t)problem->route, DRVTOPK_ROUTE_AUTO, DRVTOPK_ROUTE_CLUSTERED)) return DRVTOPK_BAD_ROUTE;
   if (!drvtopk_in_(problem->chunk, 0, DRVTOPK_MAX_WIDTH)) return DRVTOPK_BAD_CHUNK;
-  for (i = 0; i < sizeof sizes / sizeof *sizes; ++i) known = known || problem->group == sizes[i];
-  if (problem->group && (!known || problem->route != DRVTOPK_ROUTE_CLUSTERED)) return DRVTOPK_BAD_GROUP;
-  return DRVTOPK_OK;
-}
-
-static inline drvtopk_error drvtopk_check_tuning_(const drvtopk_tuning* tuning, const drvtopk_tuning* compiled) {
-  const int32_t values[] = {tuning->radix_threshold, tuning->cluster_threshold, tuning->sms_to_share, tuning->min_chunk,
-                            tuning->max_candidates};
-  size_t i;
-  for (i = 0; i < sizeof values / sizeof *values; ++i) {
-    if (!drvtopk_in_(values[i], 1, DRVTOPK_MAX_WIDTH)) return DRVTOPK_BAD_TUNING;
-  }
-  return tuning->radix_threshold == compiled->radix_threshold &&
-                 tuning->cluster_threshold == compiled->cluster_threshold
-             ? DRVTOPK_OK
-             : DRVTOPK_BAD_TUNING;
-}
-
-static inline drvtopk_error drvtopk_check_device_(const drvtopk_device* device) {
-  const int32_t limits[] = {device->sms, device->smem_optin, device->smem_per_sm, device->max_threads_per_sm,
-                            device->smem_reserved};
-  size_t i;
-  for (i = 0; i < sizeof limits / sizeof *limits; ++i) {
-    const int32_t least = &limits[i] == &limits[4] ? 0 : 1;
-    if (limits[i] < least) return DRVTOPK_BAD_DEVICE;
-  }
-  if (!memchr(device->name, 0, sizeof device->name) || !memchr(device->arch, 0, sizeof device->arch)) {
+  if (problem->group && (!size || problem->route != DRVTOPK_ROUTE_CLUSTERED)) return DRVTOPK_BAD_GROUP;
+  if (!fair) return DRVTOPK_BAD_TUNING;
+  if (device->sms < 1 || device->smem_optin < 1 || device->smem_per_sm < 1 || device->max_threads_per_sm < 1 ||
+      device->smem_reserved < 0 || !memchr(device->name, 0, sizeof device->name) ||
+      !memchr(device->arch, 0, sizeof device->arch)) {
     return DRVTOPK_BAD_DEVICE;
   }
   return DRVTOPK_OK;
 }
 
-// Checks everything and looks up what a planning needs. Writes `why` where it fails.
+// Checks everything and looks up what a planning needs.
 static inline drvtopk_error drvtopk_begin_(drvtopk_planning_* p, const drvtopk_problem* problem,
                                            const drvtopk_device* device, const drvtopk_tuning* tuning,
-                                           const drvtopk_export* exported, const drvtopk_driver* driver, char* why) {
-  drvtopk_error error;
-  size_t i;
-  why[0] = '\0';
+                                           const drvtopk_export* exported, const drvtopk_driver* driver,
+                                           drvtopk_plan* plan) {
   memset(p, 0, sizeof *p);
+  memset(plan, 0, sizeof *plan);
   if (!problem || !device || !exported || !driver || !driver->occupancy) return DRVTOPK_BAD_POINTER;
-  p->problem = problem;
+  p->problem = *problem;
   p->device = *device;
-  p->tuning = tuning ? tuning : &exported->tuning;
+  p->tuning = tuning ? *tuning : exported->tuning;
   p->exported = exported;
   p->driver = driver;
-  if ((error = drvtopk_check_problem_(problem)) != DRVTOPK_OK) return error;
-  if ((error = drvtopk_check_tuning_(p->tuning, &exported->tuning)) != DRVTOPK_OK) return error;
-  if ((error = drvtopk_check_device_(device)) != DRVTOPK_OK) return error;
-  for (p->longest = problem->max_seq_len > 0; p->longest < problem->max_seq_len;) p->longest *= 2;
-  p->longest = drvtopk_min_(p->longest, problem->width);
-  p->limited = problem->sm_budget > 0;
-  if (p->limited) p->device.sms = (int32_t)drvtopk_min_(device->sms, problem->sm_budget);
-  for (i = 0; i < exported->arch_count && !p->arch; ++i) {
+  const drvtopk_error error = drvtopk_check_(problem, device, &p->tuning, &exported->tuning);
+  if (error) return error;
+  int64_t longest = problem->max_seq_len > 0;
+  while (longest < problem->max_seq_len) longest *= 2;
+  p->problem.max_seq_len = drvtopk_min_(longest, problem->width);
+  if (problem->sm_budget) p->device.sms = (int32_t)drvtopk_min_(device->sms, problem->sm_budget);
+  for (size_t i = 0; i < exported->arch_count && !p->arch; ++i) {
     if (!strcmp(exported->archs[i].arch, device->arch)) p->arch = &exported->archs[i];
   }
-  if (!p->arch) {
-    drvtopk_say_(why, "nothing is exported for %s", device->arch);
-    return DRVTOPK_NOT_EXPORTED;
+  if (!p->arch) return DRVTOPK_ARCH_NOT_EXPORTED;
+  for (size_t i = 0; i < exported->kernel_count && !p->like; ++i) {
+    if (drvtopk_is_like_(p, &exported->kernels[i])) p->like = &exported->kernels[i];
   }
-  for (i = 0; i < exported->kernel_count && !p->like; ++i) {
-    const drvtopk_kernel* kernel = &exported->kernels[i];
-    if (kernel->k == problem->k && drvtopk_same_options_(&kernel->options, &problem->options) &&
-        !strcmp(kernel->arch, device->arch)) {
-      p->like = kernel;
-    }
+  return p->like ? DRVTOPK_OK : DRVTOPK_K_NOT_EXPORTED;
+}
+
+// The clusters of a named route, the largest first.
+static inline drvtopk_error drvtopk_clusters_(drvtopk_planning_* p, drvtopk_plan* plan) {
+  static const int sizes[] = DRVTOPK_CLUSTERS;
+  if (p->problem.waits_never) {
+    plan->reason = DRVTOPK_REASON_WAITS_FORBIDDEN;
+    return DRVTOPK_DOES_NOT_FIT;
   }
-  if (!p->like) {
-    drvtopk_say_(why, "no kernel of k %" PRId64 " with these options is exported for %s", problem->k, device->arch);
-    return DRVTOPK_NOT_EXPORTED;
+  for (size_t i = DRVTOPK_COUNT_(sizes); i > 0; --i) {
+    if (p->problem.group && p->problem.group != sizes[i - 1]) continue;
+    const drvtopk_error error = drvtopk_clustered_(p, sizes[i - 1], DRVTOPK_REASON_ASKED, plan);
+    if (error != DRVTOPK_DOES_NOT_FIT && error != DRVTOPK_NOT_EXPORTED) return error;
   }
-  return DRVTOPK_OK;
+  return p->missing.count ? DRVTOPK_NOT_EXPORTED : DRVTOPK_DOES_NOT_FIT;
+}
+
+// One block per row, and none waits, for a launch that was rejected.
+static inline drvtopk_error drvtopk_fallback_(drvtopk_planning_* p, drvtopk_reason reason, drvtopk_rejected rejected,
+                                              drvtopk_plan* plan) {
+  const drvtopk_error error = drvtopk_clustered_(p, 1, reason, plan);
+  plan->fallback = !error;
+  if (!error) plan->rejected = rejected;
+  return error;
 }
 
 // drvtopk_make_plan, after everything was checked.
 static inline drvtopk_error drvtopk_plan_(drvtopk_planning_* p, drvtopk_plan* plan) {
-  static const int sizes[] = DRVTOPK_CLUSTERS;
-  const drvtopk_problem* problem = p->problem;
-  char text[DRVTOPK_WHY_SIZE], constraint[DRVTOPK_WHY_SIZE], alone[DRVTOPK_WHY_SIZE];
-  drvtopk_error error = DRVTOPK_DOES_NOT_FIT;
+  const drvtopk_problem* problem = &p->problem;
+  const bool choose = problem->route == DRVTOPK_ROUTE_AUTO && !problem->chunk;
+  drvtopk_ways_ ways;
+  drvtopk_error error = DRVTOPK_DOES_NOT_FIT;  // of persistent, as the next two
   drvtopk_rejected rejected;
   bool tried = false;
+  if (problem->route == DRVTOPK_ROUTE_FILTERED) return drvtopk_clustered_(p, 1, DRVTOPK_REASON_ASKED, plan);
+  if (problem->route == DRVTOPK_ROUTE_CLUSTERED) return drvtopk_clusters_(p, plan);
   memset(&rejected, 0, sizeof rejected);
-  if (problem->route == DRVTOPK_ROUTE_FILTERED) {
-    return drvtopk_filtered_(p, "filtered: asked for; one block per row, none waits", plan);
-  }
-  if (problem->route == DRVTOPK_ROUTE_CLUSTERED) {
-    size_t i;
-    if (problem->waits_never) {
-      drvtopk_say_(plan->why, "blocks of a row would wait for each other, which the caller forbids");
-      return DRVTOPK_DOES_NOT_FIT;
-    }
-    for (i = sizeof sizes / sizeof *sizes; i > 0; --i) {
-      if (problem->group && problem->group != sizes[i - 1]) continue;
-      error = drvtopk_clustered_(p, sizes[i - 1], plan, &rejected);
-      if (error != DRVTOPK_DOES_NOT_FIT && error != DRVTOPK_NOT_EXPORTED) return error;
-    }
-    if (p->missing[0]) error = DRVTOPK_NOT_EXPORTED;
-    plan->why[0] = '\0';
-    drvtopk_constraint_(p, &rejected, error, plan->why);
-    return error;
-  }
-  if (problem->route == DRVTOPK_ROUTE_AUTO && !problem->chunk) {
-    drvtopk_times_ times;
-    char why[DRVTOPK_WHY_SIZE];
-    int timed, i;
-    drvtopk_choices_(p, &times, why, alone);
-    timed = times.count;
-    drvtopk_add_time_(&times, alone[0] ? DRVTOPK_ROUTE_FILTERED : DRVTOPK_ROUTE_PERSISTENT, 1, 0.0);
-    for (i = 0; i < times.count; ++i) {
-      if (times.choice[i].route == DRVTOPK_ROUTE_PERSISTENT) {
-        error = drvtopk_persistent_(p, 0, plan, &rejected);
-        if (error == DRVTOPK_QUESTION_FAILED) return error;
-        tried = true;
-        if (!error) break;
-      } else if (times.choice[i].route == DRVTOPK_ROUTE_FILTERED) {
-        if (!drvtopk_filtered_kernel_(p)) continue;
-        if (tried) break;  // it is the fallback, and says of what
-        text[0] = '\0';
-        drvtopk_say_(text, "filtered: %s; one block per row, none waits", i < timed ? why : alone);
-        return drvtopk_filtered_(p, text, plan);
-      } else {
-        drvtopk_rejected other;
-        const drvtopk_error made = drvtopk_clustered_(p, times.choice[i].cluster, plan, &other);
-        if (!made) drvtopk_say_(plan->why, "; %s", why);
-        if (made != DRVTOPK_DOES_NOT_FIT && made != DRVTOPK_NOT_EXPORTED) return made;
-      }
+  ways.count = 0;
+  if (choose) drvtopk_rank_(p, &ways);
+  for (int i = 0; i < ways.count; ++i) {
+    const drvtopk_way_ way = ways.way[i];
+    if (way.cluster > 0) {
+      const drvtopk_error made = way.cluster == 1 && tried
+                                     ? drvtopk_fallback_(p, DRVTOPK_REASON_DOES_NOT_FIT, rejected, plan)
+                                     : drvtopk_clustered_(p, way.cluster, way.reason, plan);
+      if (made != DRVTOPK_NOT_EXPORTED && (made != DRVTOPK_DOES_NOT_FIT || way.cluster == 1)) return made;
+    } else if (!tried) {
+      error = drvtopk_persistent_(p, 0, way.reason, plan);
+      rejected = plan->rejected;
+      tried = true;
+      if (error != DRVTOPK_DOES_NOT_FIT && error != DRVTOPK_NOT_EXPORTED) break;
     }
   }
-  if (!tried) error = drvtopk_persistent_(p, problem->chunk, plan, &rejected);
-  if (error == DRVTOPK_QUESTION_FAILED) return error;
-  if (!error && !(plan->cooperative && problem->waits_never)) return error;
-  if (!error) {
-    rejected = drvtopk_attempt_(plan);
-    constraint[0] = '\0';
-    drvtopk_say_(constraint, "blocks of a row would wait for each other, which the caller forbids");
-    error = DRVTOPK_DOES_NOT_FIT;
-  } else {
-    drvtopk_constraint_(p, &rejected, error, constraint);
+  if (!tried) {
+    error = drvtopk_persistent_(p, problem->chunk, choose ? DRVTOPK_REASON_ALONE : DRVTOPK_REASON_ASKED, plan);
+    rejected = plan->rejected;
   }
-  plan->why[0] = '\0';
-  if (problem->route == DRVTOPK_ROUTE_PERSISTENT) {
-    drvtopk_say_(plan->why, "%s", constraint);
-    return error;
-  }
-  text[0] = '\0';
-  drvtopk_say_(text, "fallback: %s", constraint);
-  error = drvtopk_filtered_(p, text, plan);
-  if (!error) {
-    plan->fallback = true;
-    plan->rejected = rejected;
-  }
-  return error;
+  if (error == DRVTOPK_QUESTION_FAILED || (!error && !(plan->cooperative && problem->waits_never))) return error;
+  const drvtopk_reason reason = error ? DRVTOPK_REASON_DOES_NOT_FIT : DRVTOPK_REASON_WAITS_FORBIDDEN;
+  if (!error) rejected = drvtopk_attempt_(plan);
+  if (problem->route != DRVTOPK_ROUTE_PERSISTENT) return drvtopk_fallback_(p, reason, rejected, plan);
+  memset(plan, 0, sizeof *plan);
+  plan->reason = reason;
+  plan->rejected = rejected;
+  return error ? error : DRVTOPK_DOES_NOT_FIT;
 }
 
-// Tells of what was missing, and leaves nothing of a plan where there is none.
 static inline drvtopk_error drvtopk_end_(const drvtopk_planning_* p, drvtopk_error error, drvtopk_plan* plan) {
-  if (error) {
-    char why[DRVTOPK_WHY_SIZE];
-    memcpy(why, plan->why, sizeof why);
-    memset(plan, 0, sizeof *plan);
-    memcpy(plan->why, why, sizeof why);
-  }
-  if (error == DRVTOPK_NOT_EXPORTED && p->missing[0]) {
-    plan->why[0] = '\0';
-    drvtopk_say_(plan->why, "not exported for %s: %s", p->arch->arch, p->missing);
-  } else if ((!error || error == DRVTOPK_DOES_NOT_FIT) && p->missing[0] && !strstr(plan->why, p->missing)) {
-    drvtopk_say_(plan->why, "; not exported: %s", p->missing);
-  }
-  if (error && !plan->why[0]) drvtopk_say_(plan->why, "%s", drvtopk_error_text(error));
+  if (error && error != DRVTOPK_DOES_NOT_FIT) plan->reason = DRVTOPK_REASON_NONE;
+  plan->missing = p->missing;
   return error;
 }
 
 // Plans `problem` on `device` with the kernels of `exported`: the plan that Python makes of the same inputs. A kernel
-// that would be best and is not exported counts as one that does not fit, and the next is taken; `why` then names it.
-// `tuning` may be null: the export's own. Returns DRVTOPK_OK with *plan filled; or, with plan->kernel null and the
-// reason in plan->why, DRVTOPK_DOES_NOT_FIT (a named route, or a device too small for any), DRVTOPK_NOT_EXPORTED,
-// DRVTOPK_QUESTION_FAILED, or a DRVTOPK_BAD_ that names the argument.
+// that would be best and is not exported counts as one that does not fit, and the next is taken; `missing` then says
+// which. `tuning` may be null: the export's own. Returns DRVTOPK_OK with *plan filled; or, with plan->kernel null,
+// DRVTOPK_DOES_NOT_FIT (a named route, or a device too small for any; plan->reason and plan->rejected),
+// DRVTOPK_NOT_EXPORTED (plan->missing), DRVTOPK_ARCH_NOT_EXPORTED, DRVTOPK_K_NOT_EXPORTED, DRVTOPK_QUESTION_FAILED, or a
+// DRVTOPK_BAD_ that names the argument.
 static inline drvtopk_error drvtopk_make_plan(const drvtopk_problem* problem, const drvtopk_device* device,
                                               const drvtopk_tuning* tuning, const drvtopk_export* exported,
                                               const drvtopk_driver* driver, drvtopk_plan* plan) {
   drvtopk_planning_ p;
-  drvtopk_error error;
   if (!plan) return DRVTOPK_BAD_POINTER;
-  memset(plan, 0, sizeof *plan);
-  error = drvtopk_begin_(&p, problem, device, tuning, exported, driver, plan->why);
-  if (!error) error = drvtopk_plan_(&p, plan);
-  return drvtopk_end_(&p, error, plan);
+  const drvtopk_error error = drvtopk_begin_(&p, problem, device, tuning, exported, driver, plan);
+  return drvtopk_end_(&p, error ? error : drvtopk_plan_(&p, plan), plan);
 }
 
 // Whether the driver's answer to a launch (a CUresult) says that blocks which wait for each other can never be resident
 // together: 720 (COOPERATIVE_LAUNCH_TOO_LARGE), and of clusters 912 (INVALID_CLUSTER_SIZE). Nothing was launched then, and
 // the plan of `drvtopk_after_refusal` can be, from then on.
 static inline bool drvtopk_is_refusal(const drvtopk_plan* plan, int answer) {
-  const bool clustered = plan->route == DRVTOPK_ROUTE_CLUSTERED;
+  const bool clustered = plan->kernel && plan->kernel->route == DRVTOPK_ROUTE_CLUSTERED;
   return (answer == 720 && (plan->cooperative || clustered)) || (answer == 912 && clustered);
 }
 
-// The fallback for a plan, cooperative or clustered, that the driver would not launch (`drvtopk_is_refusal`): one block per
-// row, and none waits. `reason` says what it answered; null: that it refused. `plan` may be `refused` itself. Returns as
-// drvtopk_make_plan does, and DRVTOPK_BAD_PLAN if `refused` is no plan.
-static inline drvtopk_error drvtopk_after_refusal(const drvtopk_plan* refused, const drvtopk_problem* problem,
-                                                  const drvtopk_device* device, const drvtopk_export* exported,
-                                                  const drvtopk_driver* driver, const char* reason,
-                                                  drvtopk_plan* plan) {
+// The fallback for a plan, cooperative or clustered, that the driver would not launch (`drvtopk_is_refusal`): one block
+// per row, and none waits. `plan` may be `refused` itself. Returns as drvtopk_make_plan does, and DRVTOPK_BAD_PLAN if
+// `refused` is no plan.
+static inline drvtopk_error drvtopk_after_refusal(const drvtopk_plan* refused, const drvtopk_export* exported,
+                                                  const drvtopk_driver* driver, drvtopk_plan* plan) {
   drvtopk_planning_ p;
-  drvtopk_tuning tuning;
-  drvtopk_rejected attempt;
-  drvtopk_error error;
-  char why[DRVTOPK_WHY_SIZE];
   if (!plan || !refused) return DRVTOPK_BAD_POINTER;
   if (!refused->kernel) return DRVTOPK_BAD_PLAN;
-  why[0] = '\0';
-  if (refused->route != DRVTOPK_ROUTE_CLUSTERED) {
-    if (!reason) reason = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)";
-    drvtopk_say_(why, "fallback: %s for %" PRIu32 " blocks, %" PRId64 " were to fit", reason, refused->grid,
-                 refused->resident_cap);
-  } else if (reason) {
-    drvtopk_say_(why, "fallback: %s", reason);
-  } else {
-    drvtopk_say_(
-        why, "fallback: the driver refused the launch in clusters of %" PRIu32 " blocks (912, INVALID_CLUSTER_SIZE)",
-        refused->group);
-  }
-  attempt = drvtopk_attempt_(refused);
-  tuning = refused->tuning;
-  memset(plan, 0, sizeof *plan);
-  error = drvtopk_begin_(&p, problem, device, &tuning, exported, driver, plan->why);
-  if (!error) error = drvtopk_filtered_(&p, why, plan);
-  if (!error) {
-    plan->fallback = true;
-    plan->rejected = attempt;
-  }
+  const drvtopk_plan before = *refused;
+  drvtopk_error error = drvtopk_begin_(&p, &before.problem, &before.device, &before.tuning, exported, driver, plan);
+  if (!error) error = drvtopk_fallback_(&p, DRVTOPK_REASON_REFUSED, drvtopk_attempt_(&before), plan);
   return drvtopk_end_(&p, error, plan);
 }
 
-static inline bool drvtopk_bad_address_(uint64_t address, int64_t alignment, bool needed) {
-  return address % (uint64_t)alignment != 0 || (needed && !address);
+// `needed` 1: not null; 0: perhaps null; -1: null.
+static inline bool drvtopk_good_(uint64_t address, int64_t alignment, int needed) {
+  return address % (uint64_t)alignment == 0 && (address ? needed >= 0 : needed <= 0);
 }
 
-// Fills the parameter block of one launch. Only addresses and strides differ between launches of a plan, and a plain
-// kernel reads the first 80 bytes only: pass its address in the kernelParams of every launch. Returns DRVTOPK_OK, or
-// the DRVTOPK_BAD_ that names the argument; the block is then not to be launched. Rows that are 0 need no address.
-static inline drvtopk_error drvtopk_fill_params(const drvtopk_plan* plan, const drvtopk_arrays* arrays,
-                                                drvtopk_extended_params* params) {
-  const drvtopk_kernel* kernel;
-  int64_t out_stride, values_stride;
-  if (!plan || !arrays || !params) return DRVTOPK_BAD_POINTER;
-  if (!(kernel = plan->kernel)) return DRVTOPK_BAD_PLAN;
-  out_stride = arrays->out_stride ? arrays->out_stride : plan->k;
-  values_stride = arrays->values_stride ? arrays->values_stride : plan->k;
-  memset(params, 0, sizeof *params);
-  params->page_size = params->rows_per_table = 1;  // what rows are divided by, though only with a page table
-  if (out_stride < plan->k && plan->rows > 1) return DRVTOPK_BAD_OUT_STRIDE;
-  if (plan->rows > 0) {
-    const drvtopk_options* options = &kernel->options;
-    if (drvtopk_bad_address_(arrays->logits, (int64_t)kernel->item_bytes * plan->vec_size, plan->width > 0)) {
-      return DRVTOPK_BAD_LOGITS;
-    }
-    if (drvtopk_bad_address_(arrays->lengths, 4, false)) return DRVTOPK_BAD_LENGTHS;
-    if (drvtopk_bad_address_(arrays->out, kernel->index_bytes, true)) return DRVTOPK_BAD_OUT;
-    if (plan->workspace_bytes > 0 && drvtopk_bad_address_(arrays->workspace, DRVTOPK_WORKSPACE_ALIGNMENT, true)) {
-      return DRVTOPK_BAD_WORKSPACE;
-    }
-    if (options->values ? drvtopk_bad_address_(arrays->values, kernel->item_bytes, true) : arrays->values != 0) {
-      return DRVTOPK_BAD_VALUES;
-    }
-    if (options->row_starts ? drvtopk_bad_address_(arrays->row_starts, 4, true) : arrays->row_starts != 0) {
-      return DRVTOPK_BAD_ROW_STARTS;
-    }
-    if (options->page_table ? drvtopk_bad_address_(arrays->page_table, 4, true) : arrays->page_table != 0) {
-      return DRVTOPK_BAD_PAGE_TABLE;
-    }
-    if (options->values && values_stride < plan->k && plan->rows > 1) return DRVTOPK_BAD_VALUES_STRIDE;
-    if (options->page_table) {
-      if (!drvtopk_in_(arrays->page_size, 1, DRVTOPK_MAX_WIDTH)) return DRVTOPK_BAD_PAGE_SIZE;
-      if (!drvtopk_in_(arrays->rows_per_table, 1, plan->rows)) return DRVTOPK_BAD_ROWS_PER_TABLE;
-      if (arrays->page_table_stride < 0) return DRVTOPK_BAD_PAGE_TABLE_STRIDE;
-      params->page_size = (uint32_t)arrays->page_size;
-      params->rows_per_table = (uint32_t)arrays->rows_per_table;
-      params->page_table_stride = arrays->page_table_stride;
-    }
+// Checks the addresses and strides that a host has set in a parameter block (all others 0), and sets the rest. They
+// alone differ between launches of a plan. A plain kernel reads the front only: pass `params` in the kernelParams of
+// every launch. Returns DRVTOPK_OK, or the DRVTOPK_BAD_ that names the field; the block is then not to be launched.
+// Rows that are 0 need no address. A stride of 0 becomes k.
+static inline drvtopk_error drvtopk_fill_params(const drvtopk_plan* plan, drvtopk_extended_params* params) {
+  if (!plan || !params) return DRVTOPK_BAD_POINTER;
+  if (!plan->kernel) return DRVTOPK_BAD_PLAN;
+  const drvtopk_problem* problem = &plan->problem;
+  const drvtopk_options* options = &plan->kernel->options;
+  const int64_t item = plan->kernel->item_bytes, index = plan->kernel->index_bytes, vec = plan->kernel->vec_size;
+  drvtopk_params* plain = &params->plain;
+  if (!plain->out_stride) plain->out_stride = problem->k;
+  if (!params->values_stride) params->values_stride = problem->k;
+  if (!options->page_table || !problem->rows) {
+    params->page_table_stride = 0;
+    params->page_size = params->rows_per_table = 1;  // rows are divided by both
   }
-  params->values = arrays->values;
-  params->row_starts = arrays->row_starts;
-  params->page_table = arrays->page_table;
-  params->values_stride = values_stride;
-  params->plain.logits = arrays->logits;
-  params->plain.lengths = arrays->lengths;
-  params->plain.out = arrays->out;
-  params->plain.workspace = arrays->workspace;
-  params->plain.logits_stride = plan->stride;
-  params->plain.out_stride = out_stride;
-  params->plain.rows = (uint32_t)plan->rows;
-  params->plain.width = (uint32_t)plan->width;
-  params->plain.group = plan->group;
-  params->plain.groups = plan->groups;
-  params->plain.chunk = plan->chunk;
-  params->plain.candidates = plan->candidates;
-  params->plain.cooperative = plan->cooperative ? 1 : 0;
+  if (problem->rows > 1 && plain->out_stride < problem->k) return DRVTOPK_BAD_OUT_STRIDE;
+  if (problem->rows > 0) {
+    const bool waits = plan->workspace_bytes > 0;
+    if (!drvtopk_good_(plain->logits, item * vec, problem->width > 0)) return DRVTOPK_BAD_LOGITS;
+    if (!drvtopk_good_(plain->lengths, 4, 0)) return DRVTOPK_BAD_LENGTHS;
+    if (!drvtopk_good_(plain->out, index, 1)) return DRVTOPK_BAD_OUT;
+    if (waits && !drvtopk_good_(plain->workspace, DRVTOPK_WORKSPACE_ALIGNMENT, 1)) return DRVTOPK_BAD_WORKSPACE;
+    if (!drvtopk_good_(params->values, item, options->values ? 1 : -1)) return DRVTOPK_BAD_VALUES;
+    if (!drvtopk_good_(params->row_starts, 4, options->row_starts ? 1 : -1)) return DRVTOPK_BAD_ROW_STARTS;
+    if (!drvtopk_good_(params->page_table, 4, options->page_table ? 1 : -1)) return DRVTOPK_BAD_PAGE_TABLE;
+    if (options->values && problem->rows > 1 && params->values_stride < problem->k) return DRVTOPK_BAD_VALUES_STRIDE;
+    if (!drvtopk_in_(params->page_size, 1, DRVTOPK_MAX_WIDTH)) return DRVTOPK_BAD_PAGE_SIZE;
+    if (!drvtopk_in_(params->rows_per_table, 1, problem->rows)) return DRVTOPK_BAD_ROWS_PER_TABLE;
+    if (params->page_table_stride < 0) return DRVTOPK_BAD_PAGE_TABLE_STRIDE;
+  }
+  plain->logits_stride = problem->stride;
+  plain->rows = (uint32_t)problem->rows;
+  plain->width = (uint32_t)problem->width;
+  plain->group = plan->group;
+  plain->groups = plan->groups;
+  plain->chunk = plan->chunk;
+  plain->candidates = plan->candidates;
+  plain->cooperative = plan->cooperative ? 1 : 0;
+  plain->reserved = 0;
   return DRVTOPK_OK;
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from drvtopk import files, spec
 from drvtopk.records import DIGEST, Fields, Malformed, cubin_fault, digest, kernel_info, parse
 from drvtopk.spec import KernelInfo, Options, Tuning, Variant
 
-FORMAT = 1  # of the manifest; another number is another format
+FORMAT = 2  # of the manifest; another number is another format
 MANIFEST = "manifest.json"
 _MOST_BYTES = 1 << 26  # of a manifest
 _SHA256 = ("[0-9a-f]{64}", "64 hexadecimal digits")
@@ -58,22 +58,21 @@ def read(folder: Path) -> Manifest:
     try:
         document = Fields(parse(files.read_regular(path, _MOST_BYTES)), "manifest")
         written = document.whole("format", 0, 2**31 - 1)
-        if written != FORMAT:
-            raise Unreadable(f"{path} is of format {written}, and {FORMAT} is what can be read")
         version = document.text("drvtopk", r"[!-~]{1,64}", "a version")
+        if written != FORMAT:
+            raise Unreadable(
+                f"{path} is of format {written}, as drvtopk {version} wrote it, and {FORMAT} is what can be read: "
+                "export anew, into an empty folder"
+            )
         nvrtc = document.list("nvrtc")
         if len(nvrtc) != 2 or any(type(part) is not int or not 0 <= part < 1000 for part in nvrtc):
             document.refuse("nvrtc", "two integers in 0..999")
-        for name in ("parameters", "launch", "planner"):  # for hosts without this package
-            document.fields(name)
+        document.fields("parameters")  # this and the alignment are for hosts without this package
+        document.whole("workspace_alignment", 1, 1 << 20)
         kernels: dict[Key, ExportedKernel] = {}
         numbers: dict[Key, Mapping[str, int | str]] = {}
         for at, value in enumerate(document.list("kernels")):
             record = Fields(value, f"kernels[{at}]")
-            if DIGEST not in record.values:
-                raise Malformed(
-                    f"{record.where} has no digest, as drvtopk {version} wrote it: export anew, into an empty folder"
-                )
             kernel = _kernel(record)
             key = kernel.arch, kernel.variant
             if key in kernels:
@@ -120,8 +119,27 @@ def derived(variant: Variant) -> dict[str, Any]:
         "parameter_bytes": spec.packed((*spec.PARAMS, *spec.EXTRAS) if options.extras else spec.PARAMS).size,
         "fixed_smem_bytes": variant.fixed_smem_bytes,
         "candidate_bytes": variant.candidate_bytes,
-        "members": variant.k if options.order != "none" else 0,
     }
+
+
+def parameters() -> dict[str, Any]:
+    """Both layouts of the parameter block: bytes, and each field's name, C type, offset and size."""
+    return {
+        name: {"bytes": spec.packed(fields).size, "fields": _layout(fields)}
+        for name, fields in (("plain", spec.PARAMS), ("extended", (*spec.PARAMS, *spec.EXTRAS)))
+    }
+
+
+def _layout(fields: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "type": kind,
+            "offset": spec.packed(fields[:at]).size,
+            "bytes": spec.packed([(name, kind)]).size,
+        }
+        for at, (name, kind) in enumerate(fields)
+    ]
 
 
 def _kernel(record: Fields) -> ExportedKernel:

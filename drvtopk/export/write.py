@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import drvtopk
+from drvtopk import spec
 from drvtopk.cache import Cache
 from drvtopk.compiler import Compiled, compile_variants, definitions
 from drvtopk.errors import InvalidArgument
-from drvtopk.export import manifest, rules
+from drvtopk.export import manifest
 from drvtopk.export.c_header import kernels_header, rules_header
 from drvtopk.export.manifest import ExportedKernel, Key, Manifest, Unreadable
 from drvtopk.files import folder_fault, output_fault, write_whole
@@ -171,16 +172,14 @@ def _write_index(folder: Path, kernels: tuple[ExportedKernel, ...]) -> None:
 
 
 def _document(kernels: tuple[ExportedKernel, ...]) -> dict[str, Any]:
-    archs = list(dict.fromkeys(kernel.arch for kernel in kernels))
     return {
         "format": manifest.FORMAT,
         "drvtopk": drvtopk.__version__,
         "sources": sources_digest(),
         "nvrtc": list(nvrtc_version()),
         "kernels": [_record(kernel) for kernel in kernels],
-        "parameters": rules.parameters(),
-        "launch": dict(rules.LAUNCH),
-        "planner": rules.planner(kernels[0].variant.tuning, archs),
+        "parameters": manifest.parameters(),
+        "workspace_alignment": spec.WORKSPACE_ALIGNMENT,
     }
 
 

@@ -240,24 +240,25 @@ static int clusters(void* user, const drvtopk_kernel* kernel, uint32_t smem_byte
 // One launch. False: blocks that wait for each other can never be resident here together; nothing was launched.
 static bool launch(kernels* all, const drvtopk_plan* plan, drvtopk_extended_params* params, CUstream stream) {
   const CUfunction function = raised(all, plan->kernel, plan->smem_bytes);
+  const uint32_t block = (uint32_t)plan->kernel->threads;
   const char* call = "cuLaunchKernel";
   void* parameters[1];
   CUresult code;
   parameters[0] = params;
   if (plan->cooperative) {
     call = "cuLaunchCooperativeKernel";
-    code = cu.launch_cooperative(function, plan->grid, 1, 1, plan->block, 1, 1, plan->smem_bytes, stream, parameters);
-  } else if (plan->pdl) {
+    code = cu.launch_cooperative(function, plan->grid, 1, 1, block, 1, 1, plan->smem_bytes, stream, parameters);
+  } else if (plan->kernel->pdl) {
     CUlaunchConfig config;
     CUlaunchAttribute attribute;
-    configure(&config, plan->grid, plan->block, plan->smem_bytes, stream, &attribute);
+    configure(&config, plan->grid, block, plan->smem_bytes, stream, &attribute);
     attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attribute.value.programmaticStreamSerializationAllowed = 1;
     call = "cuLaunchKernelEx";
     if (!cu.launch_ex) stop(FAILED, "the driver lacks", call);
     code = cu.launch_ex(&config, function, parameters, NULL);
   } else {
-    code = cu.launch(function, plan->grid, 1, 1, plan->block, 1, 1, plan->smem_bytes, stream, parameters, NULL);
+    code = cu.launch(function, plan->grid, 1, 1, block, 1, 1, plan->smem_bytes, stream, parameters, NULL);
   }
   if (drvtopk_is_refusal(plan, (int)code)) return false;
   check(code, call);
@@ -392,8 +393,19 @@ static drvtopk_problem problem_of_arguments(void) {
   return problem;
 }
 
-static void planned(drvtopk_error error, const drvtopk_plan* plan) {
-  if (error) stop(UNPLANNED, drvtopk_error_text(error), plan->why);
+static void planned(drvtopk_error error, const drvtopk_plan* plan, int64_t k) {
+  const drvtopk_rejected* rejected = &plan->rejected;
+  char figures[256];
+  if (!error) return;
+  if (plan->missing.count) {
+    missing_name(&plan->missing, k, figures, sizeof figures);
+  } else {
+    (void)snprintf(figures, sizeof figures,
+                   "%s, %s, %" PRId64 " blocks a row, %" PRId64 " bytes of shared memory, %" PRId64 " resident",
+                   drvtopk_reason_name(plan->reason), drvtopk_route_name(rejected->route), rejected->group,
+                   rejected->smem_bytes, rejected->resident_cap);
+  }
+  stop(UNPLANNED, drvtopk_error_text(error), figures);
 }
 
 static void filled(drvtopk_error error) {
@@ -419,7 +431,6 @@ int main(int count, char** arguments) {
   drvtopk_device limits;
   drvtopk_driver driver;
   drvtopk_plan plan;
-  drvtopk_arrays arrays;
   drvtopk_extended_params params;
   CUdeviceptr logits;
   size_t elements, item, index;
@@ -442,45 +453,45 @@ int main(int count, char** arguments) {
   driver.user = &all;
   driver.occupancy = occupancy;
   driver.clusters = cu.max_clusters ? clusters : NULL;
-  planned(drvtopk_make_plan(&problem, &limits, NULL, &drvtopk_exported, &driver, &plan), &plan);
+  planned(drvtopk_make_plan(&problem, &limits, NULL, &drvtopk_exported, &driver, &plan), &plan, problem.k);
 
   item = (size_t)plan.kernel->item_bytes;
   index = (size_t)plan.kernel->index_bytes;
   elements = problem.rows ? (size_t)(problem.offset + (problem.rows - 1) * problem.stride + problem.width) : 0;
-  memset(&arrays, 0, sizeof arrays);
+  memset(&params, 0, sizeof params);
   logits = uploaded(arguments[2], elements * item, false);
-  arrays.logits = logits + (size_t)problem.offset * item;
-  arrays.out_stride = number("out_stride", plan.k);
-  if (arrays.out_stride < plan.k) stop(MISUSED, "less than k", "out_stride");
-  arrays.out = poisoned((size_t)(problem.rows * arrays.out_stride) * index);
-  if (given("lengths")) arrays.lengths = uploaded(given("lengths"), (size_t)problem.rows * 4, true);
-  if (given("row_starts")) arrays.row_starts = uploaded(given("row_starts"), (size_t)problem.rows * 4, true);
-  if (given("values")) arrays.values = poisoned((size_t)(problem.rows * plan.k) * item);
-  arrays.workspace = workspace_for(&plan);
-  filled(drvtopk_fill_params(&plan, &arrays, &params));
+  params.plain.logits = logits + (size_t)problem.offset * item;
+  params.plain.out_stride = number("out_stride", problem.k);
+  if (params.plain.out_stride < problem.k) stop(MISUSED, "less than k", "out_stride");
+  params.plain.out = poisoned((size_t)(problem.rows * params.plain.out_stride) * index);
+  if (given("lengths")) params.plain.lengths = uploaded(given("lengths"), (size_t)problem.rows * 4, true);
+  if (given("row_starts")) params.row_starts = uploaded(given("row_starts"), (size_t)problem.rows * 4, true);
+  if (given("values")) params.values = poisoned((size_t)(problem.rows * problem.k) * item);
+  params.plain.workspace = workspace_for(&plan);
+  filled(drvtopk_fill_params(&plan, &params));
 
   check(cu.stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
   check(cu.synchronize(), "cuCtxSynchronize");  // a stream of this kind does not wait for the copies by itself
   for (left = plan.grid ? number("repeat", 1) : 0; left > 0; --left) {
     if (launch(&all, &plan, &params, stream)) continue;
-    planned(drvtopk_after_refusal(&plan, &problem, &limits, &drvtopk_exported, &driver, NULL, &plan), &plan);
-    filled(drvtopk_fill_params(&plan, &arrays, &params));
-    if (!launch(&all, &plan, &params, stream)) stop(FAILED, "refused", plan.why);
+    planned(drvtopk_after_refusal(&plan, &drvtopk_exported, &driver, &plan), &plan, problem.k);
+    filled(drvtopk_fill_params(&plan, &params));
+    if (!launch(&all, &plan, &params, stream)) stop(FAILED, "refused", plan.kernel->name);
   }
   check(cu.stream_synchronize(stream), "cuStreamSynchronize");
 
-  fetch(arguments[3], arrays.out, problem.rows, plan.k, arrays.out_stride, index);
-  if (given("values")) fetch(given("values"), arrays.values, problem.rows, plan.k, plan.k, item);
-  plan_as_json(&plan, limits.name, json, sizeof json);
+  fetch(arguments[3], params.plain.out, problem.rows, problem.k, params.plain.out_stride, index);
+  if (given("values")) fetch(given("values"), params.values, problem.rows, problem.k, problem.k, item);
+  plan_as_json(&plan, problem.k, limits.name, json, sizeof json);
   printf("%s\n", json);
 
   check(cu.stream_destroy(stream), "cuStreamDestroy_v2");
   check(cu.mem_free(logits), "cuMemFree_v2");
-  check(cu.mem_free(arrays.out), "cuMemFree_v2");
-  if (arrays.lengths) check(cu.mem_free(arrays.lengths), "cuMemFree_v2");
-  if (arrays.row_starts) check(cu.mem_free(arrays.row_starts), "cuMemFree_v2");
-  if (arrays.values) check(cu.mem_free(arrays.values), "cuMemFree_v2");
-  if (arrays.workspace) check(cu.mem_free(arrays.workspace), "cuMemFree_v2");
+  check(cu.mem_free(params.plain.out), "cuMemFree_v2");
+  if (params.plain.lengths) check(cu.mem_free(params.plain.lengths), "cuMemFree_v2");
+  if (params.row_starts) check(cu.mem_free(params.row_starts), "cuMemFree_v2");
+  if (params.values) check(cu.mem_free(params.values), "cuMemFree_v2");
+  if (params.plain.workspace) check(cu.mem_free(params.plain.workspace), "cuMemFree_v2");
   for (i = 0; i < KERNELS; ++i) {
     if (all.known[i].module) check(cu.module_unload(all.known[i].module), "cuModuleUnload");
   }

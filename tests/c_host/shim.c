@@ -15,13 +15,13 @@ static int clusters(void* user, const drvtopk_kernel* kernel, uint32_t smem_byte
   return ((const shim_questions*)user)->clusters((int)(kernel - drvtopk_kernels), smem_bytes);
 }
 
-// The plan, or with `refused` what follows the refusal of it. Returns the error; writes JSON of the plan, or its `why`.
+// The plan, or with `refused` what follows the refusal of it, as JSON. Returns the error.
 int shim_plan(const int64_t* p, const int64_t* options, const char* name, const char* arch, const int64_t* limits,
-              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused,
-              const char* reason, char* to, size_t size);
+              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused, char* to,
+              size_t size);
 int shim_plan(const int64_t* p, const int64_t* options, const char* name, const char* arch, const int64_t* limits,
-              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused,
-              const char* reason, char* to, size_t size) {
+              const int64_t* tuning, shim_question ask_occupancy, shim_question ask_clusters, int refused, char* to,
+              size_t size) {
   drvtopk_problem problem = drvtopk_problem_of(p[0], p[1], p[2]);
   drvtopk_device device;
   drvtopk_tuning tuned;
@@ -68,13 +68,9 @@ int shim_plan(const int64_t* p, const int64_t* options, const char* name, const 
   driver.clusters = clusters;
   error = drvtopk_make_plan(&problem, &device, tuning ? &tuned : NULL, &drvtopk_exported, &driver, &plan);
   if (!error && refused) {
-    error = drvtopk_after_refusal(&plan, &problem, &device, &drvtopk_exported, &driver, reason, &plan);
+    error = drvtopk_after_refusal(&plan, &drvtopk_exported, &driver, &plan);
   }
-  if (error) {
-    (void)snprintf(to, size, "%s", plan.why);
-  } else {
-    plan_as_json(&plan, name, to, size);
-  }
+  plan_as_json(&plan, p[2], name, to, size);
   return (int)error;
 }
 
@@ -85,37 +81,34 @@ const char* shim_error_text(int error) { return drvtopk_error_text((drvtopk_erro
 int shim_params(int kernel, const int64_t* figures, const int64_t* a, unsigned char* to);
 int shim_params(int kernel, const int64_t* figures, const int64_t* a, unsigned char* to) {
   drvtopk_plan plan;
-  drvtopk_arrays arrays;
   drvtopk_extended_params params;
   drvtopk_error error;
   memset(&plan, 0, sizeof plan);
   plan.kernel = kernel < 0 ? NULL : &drvtopk_kernels[kernel];
-  if (plan.kernel) {
-    plan.k = plan.kernel->k;
-    plan.vec_size = plan.kernel->vec_size;
-  }
-  plan.rows = figures[0];
-  plan.width = figures[1];
-  plan.stride = figures[2];
+  if (plan.kernel) plan.problem.k = plan.kernel->k;
+  plan.problem.rows = figures[0];
+  plan.problem.width = figures[1];
+  plan.problem.stride = figures[2];
   plan.group = (uint32_t)figures[3];
   plan.groups = (uint32_t)figures[4];
   plan.chunk = (uint32_t)figures[5];
   plan.candidates = (uint32_t)figures[6];
   plan.cooperative = figures[7] != 0;
   plan.workspace_bytes = figures[8];
-  arrays.logits = (uint64_t)a[0];
-  arrays.lengths = (uint64_t)a[1];
-  arrays.out = (uint64_t)a[2];
-  arrays.workspace = (uint64_t)a[3];
-  arrays.values = (uint64_t)a[4];
-  arrays.row_starts = (uint64_t)a[5];
-  arrays.page_table = (uint64_t)a[6];
-  arrays.out_stride = a[7];
-  arrays.values_stride = a[8];
-  arrays.page_table_stride = a[9];
-  arrays.page_size = a[10];
-  arrays.rows_per_table = a[11];
-  error = drvtopk_fill_params(&plan, &arrays, &params);
+  memset(&params, 0, sizeof params);
+  params.plain.logits = (uint64_t)a[0];
+  params.plain.lengths = (uint64_t)a[1];
+  params.plain.out = (uint64_t)a[2];
+  params.plain.workspace = (uint64_t)a[3];
+  params.values = (uint64_t)a[4];
+  params.row_starts = (uint64_t)a[5];
+  params.page_table = (uint64_t)a[6];
+  params.plain.out_stride = a[7];
+  params.values_stride = a[8];
+  params.page_table_stride = a[9];
+  params.page_size = (uint32_t)a[10];
+  params.rows_per_table = (uint32_t)a[11];
+  error = drvtopk_fill_params(&plan, &params);
   memcpy(to, &params, sizeof params);
   return (int)error;
 }

@@ -30,7 +30,17 @@ from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.export import ExportedKernel, export_kernels
 from drvtopk.export.c_header import kernels_header
 from drvtopk.launch import EXTRAS_BYTES, PARAMS_BYTES
-from drvtopk.plan import MAX_STRIDE, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
+from drvtopk.plan import (
+    MAX_STRIDE,
+    Plan,
+    Problem,
+    Rejected,
+    _constraint,
+    after_refusal,
+    calculated_clusters,
+    calculated_occupancy,
+    plan,
+)
 from drvtopk.spec import (
     ARCHITECTURES,
     CLUSTERS,
@@ -48,7 +58,7 @@ from drvtopk.spec import (
     Variant,
 )
 from drvtopk.testing.oracle import faults, ordered_keys
-from tests.c_host.running import CC, SOURCES, STRICT, Host, Ran, as_printed, build, cc, undefined_is_fatal
+from tests.c_host.running import CC, SOURCES, STRICT, Host, Ran, as_printed, build, cc, reason_of, undefined_is_fatal
 from tests.fake_driver import FakeDriver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,10 +133,9 @@ class Shim:
         chunk: int | None = None,
         group: int | None = None,
         tuning: Tuning | None = None,
-        reason: str | None = None,
         refused: bool = False,
-    ) -> tuple[int, str]:
-        """(error code, JSON or the reason)."""
+    ) -> tuple[int, dict[str, Any]]:
+        """(error code, the plan or why there is none)."""
         asked = problem if isinstance(problem, dict) else asdict(problem)
         options = asked["options"] if isinstance(asked["options"], dict) else asdict(asked["options"])
 
@@ -162,11 +171,10 @@ class Shim:
             question(occupancy),
             question(clusters),
             int(refused),
-            None if reason is None else reason.encode(),
             text,
             ctypes.c_size_t(len(text)),
         )
-        return code, text.value.decode()
+        return code, json.loads(text.value)
 
     def params(self, made: Plan, arrays: dict[str, int]) -> tuple[int, bytes]:
         """(error code, the parameter block of a launch of this plan with these addresses and strides)."""
@@ -326,7 +334,14 @@ class Drawn:
         return asked
 
 
-REASON = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
+def constraint(said: dict[str, Any], device: DeviceInfo) -> str:
+    """Python's sentence, from the figures of what was rejected in C."""
+    if said["reason"] == "waits_forbidden":
+        return "blocks of a row would wait for each other, which the caller forbids"
+    rejected = Rejected(**said["rejected"])
+    if rejected.route == "filtered":
+        return f"needs {rejected.smem_bytes} bytes of shared memory and none fits an SM"
+    return _constraint(rejected, device.smem_optin)
 
 
 @pytest.mark.exhaustive("plans")
@@ -342,47 +357,52 @@ def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any, part: i
             made = plan(drawn.problem, drawn.device, drawn.occupancy, clusters=drawn.clusters, **drawn.how)
         except PlanError as error:
             asked = drawn.answers()
-            code, text = shim.plan(drawn.given, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
-            assert shim.error(code).startswith("the route cannot run"), f"{about}: {code} {text}"
-            assert text == error.constraint, about
+            code, said = shim.plan(drawn.given, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
+            assert shim.error(code).startswith("the route does not fit"), f"{about}: {code} {said}"
+            assert error.constraint.endswith(constraint(said, drawn.device)), about
+            assert (said["kernel"], said["grid"], said["missing"]) == ("", 0, 0), about
             assert drawn.answers() == asked, about
             seen["refused"] = seen.get("refused", 0) + 1
             continue
         asked = drawn.answers()
-        code, text = shim.plan(drawn.given, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
-        assert code == 0, f"{about}: {text}"
-        assert json.loads(text) == as_printed(made), about
+        code, said = shim.plan(drawn.given, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
+        assert code == 0, f"{about}: {said}"
+        named = drawn.how["route"] != "auto" or "chunk" in drawn.how
+        reason = reason_of(made, drawn.problem, drawn.device, asked=named)
+        assert said == {**as_printed(made), "reason": reason}, about
         assert drawn.answers() == asked, about
+        seen[reason] = seen.get(reason, 0) + 1
         kind = "fallback" if made.rejected else "cooperative" if made.cooperative else made.route
         seen[kind] = seen.get(kind, 0) + 1
-        for how in ("measured fastest", "by a model"):
-            seen[how] = seen.get(how, 0) + (how in made.why)
         if made.cooperative or made.route == "clustered":
             follows: Plan | str
-            reason = chance.choice([None, "the driver said no"])
             try:
-                follows = after_refusal(made, drawn.problem, drawn.device, drawn.occupancy, reason)
+                follows = after_refusal(made, drawn.problem, drawn.device, drawn.occupancy)
             except PlanError as error:
                 follows = error.constraint
-            code, text = shim.plan(
+            code, said = shim.plan(
                 drawn.problem,
                 drawn.device,
                 drawn.occupancy,
                 drawn.clusters,
                 refused=True,
-                reason=reason,
                 **{**drawn.how, "tuning": tuning},
             )
-            assert text == follows if isinstance(follows, str) else json.loads(text) == as_printed(follows), about
+            if isinstance(follows, str):
+                assert code and follows.endswith(constraint(said, drawn.device)), about
+            else:
+                assert said == {**as_printed(follows), "reason": "refused"}, about
             drawn.answers()
-    least = {"refused", "fallback", "cooperative", "persistent", "filtered", "clustered", "measured fastest"}
-    assert seen["by a model"] > 25 and all(seen.get(kind, 0) > 25 for kind in least), seen
+    least = {"refused", "fallback", "cooperative", "persistent", "filtered", "clustered"}
+    least |= {"asked", "short_rows", "many_rows", "measured", "modelled", "waits_forbidden", "does_not_fit"}
+    assert all(seen.get(kind, 0) > 25 for kind in least) and seen["alone"], seen
 
 
-def launched(text: str) -> dict[str, Any]:
-    """A plan without its sentences: what goes out."""
-    fields: dict[str, Any] = json.loads(text)
-    return {name: value for name, value in fields.items() if name not in ("why", "rejected")}
+def launched(said: dict[str, Any]) -> dict[str, Any]:
+    """A plan without what decided it: what goes out."""
+    return {
+        name: value for name, value in said.items() if name not in ("reason", "rejected", "missing", "first_missing")
+    }
 
 
 def test_what_is_not_exported_does_not_fit_and_is_named(tmp_path: Path, times: Any) -> None:
@@ -404,31 +424,40 @@ def test_what_is_not_exported_does_not_fit_and_is_named(tmp_path: Path, times: A
                 return 0
             return drawn.occupancy(variant, smem_bytes)
 
-        code, text = partial.plan(drawn.problem, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
+        code, said = partial.plan(drawn.problem, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
         try:
             made = plan(drawn.problem, drawn.device, occupancy, clusters=drawn.clusters, **drawn.how)
         except PlanError as error:
             if not missing:
-                assert text == error.constraint, about
+                assert error.constraint.endswith(constraint(said, drawn.device)), about
             elif code:
                 assert shim_refused(partial, code), about
-                assert any(name in text for name in missing), f"{about}: {text}"
+                assert said["first_missing"] in missing, f"{about}: {said}"
                 outcomes["nothing"] += 1
             else:  # Python raised for the route filtered; here another is taken
-                assert json.loads(text)["kernel"] in map(str, some), about
-                assert drawn.how["route"] == "auto" and "not exported" in text, about
+                assert said["kernel"] in map(str, some), about
+                assert drawn.how["route"] == "auto" and said["missing"], about
                 outcomes["beyond Python"] += 1
             continue
-        assert code == 0, f"{about}: {text}"
-        assert launched(text) == launched(json.dumps(as_printed(made))), about
-        assert all(name in text for name in missing), f"{about}: {text}"
-        assert bool(missing) == ("not exported" in text), about
+        assert code == 0, f"{about}: {said}"
+        assert launched(said) == launched(as_printed(made)), about
+        assert said["missing"] == len(set(missing)), f"{about}: {said}"
+        assert said["first_missing"] == (missing[0] if missing else ""), f"{about}: {said}"
         outcomes["another" if missing else "as planned"] += 1
     assert all(count > 30 for count in outcomes.values()), outcomes
 
 
+def test_a_kernel_that_is_wanted_twice_is_missing_once(tmp_path: Path) -> None:
+    alone = built(tmp_path, [exported(Variant(route="persistent", k=1024, vec_size=4), "sm_90a")])
+    problem = Problem(rows=200, width=40_000, k=1024)
+    device = replace(KNOWN_DEVICES["h200"], name="never measured")
+    code, said = alone.plan(problem, device, lambda v, smem: 2, lambda v, smem: 60)
+    assert (code, said["kernel"], said["reason"]) == (0, "persistent<1024,4>", "alone")
+    assert said["missing"] == 1 + len(CLUSTERS), "the model and the rule for many rows both name filtered"
+
+
 def shim_refused(shim: Shim, code: int) -> bool:
-    return shim.error(code).startswith(("no exported kernel", "the route cannot run"))
+    return shim.error(code).startswith(("the kernels that", "the route does not fit"))
 
 
 def nothing_asked(variant: Variant, smem_bytes: int) -> int:
@@ -471,24 +500,24 @@ def test_bad_arguments_are_named_as_python_names_them(
     with pytest.raises(InvalidArgument) as refused:
         plan(Problem(**{**GOOD, **problem}), device, nothing_asked, **how)
     assert refused.value.argument == name
-    code, text = shim.plan({**GOOD, **problem}, device, nothing_asked, nothing_asked, **how)
-    assert shim.error(code).startswith(f"{name}: allowed is"), text
-    assert text == shim.error(code)
+    code, said = shim.plan({**GOOD, **problem}, device, nothing_asked, nothing_asked, **how)
+    assert shim.error(code).startswith(f"{name}: allowed is"), said
+    assert (said["kernel"], said["reason"], said["rejected"], said["missing"]) == ("", "none", None, 0)
 
 
 def test_what_only_c_can_get_wrong(shim: Shim) -> None:
     problem, device = Problem(rows=4, width=50_000, k=64), KNOWN_DEVICES["h200"]
 
     def refused(device: DeviceInfo = device, answer: int = 1, **how: Any) -> str:
-        code, text = shim.plan(problem, device, lambda variant, smem: answer, lambda variant, smem: answer, **how)
-        assert code and text
-        return f"{shim.error(code)} | {text}"
+        code, said = shim.plan(problem, device, lambda variant, smem: answer, lambda variant, smem: answer, **how)
+        assert code and (said["kernel"], said["reason"]) == ("", "none")
+        return shim.error(code)
 
     for limit in ("sms", "smem_optin", "smem_per_sm", "max_threads_per_sm"):
         broken = replace(device)
         object.__setattr__(broken, limit, 0)  # which Python's DeviceInfo refuses
         assert refused(broken).startswith("device: ")
-    assert "nothing is exported for sm_75" in refused(replace(device, arch="sm_75"))
+    assert "no kernel is exported for device.arch" in refused(replace(device, arch="sm_75"))
     assert "question to the driver failed" in refused(answer=-1)
     assert "question to the driver failed" in refused(answer=2**30)
     for tuning in (Tuning(radix_threshold=4096), Tuning(cluster_threshold=4096)):
@@ -496,11 +525,10 @@ def test_what_only_c_can_get_wrong(shim: Shim) -> None:
     zero = replace(DEFAULT_TUNING)
     object.__setattr__(zero, "min_chunk", 0)
     assert refused(tuning=zero).startswith("tuning: ")
-    code, text = shim.plan({**GOOD, "k": 65}, device, nothing_asked, nothing_asked)
-    assert shim.error(code).startswith("no exported kernel")
-    assert text == "no kernel of k 65 with these options is exported for sm_90a"
-    texts = [shim.error(code) for code in range(40)]
-    assert texts.count("unknown error") == 10 and len(set(texts)) == 31, "each error has a text of its own"
+    code, _ = shim.plan({**GOOD, "k": 65}, device, nothing_asked, nothing_asked)
+    assert shim.error(code) == "no kernel is exported with this k and these options"
+    texts = [shim.error(code) for code in range(-4, 40)]
+    assert texts.count("unknown error") == 12 and len(set(texts)) == 33, "each error has a text of its own"
 
 
 class Launched:
@@ -607,8 +635,8 @@ def test_a_header_without_measured_times_and_with_strange_names_compiles(
         folder.mkdir()
         made = built(folder, [kernel])
         device = replace(KNOWN_DEVICES["a100"], name='GPU "x"\\', sms=7)
-        code, text = made.plan(Problem(rows=2, width=4097, k=64), device, lambda v, smem: 2, lambda v, smem: 2)
-        assert code == 0 and json.loads(text)["kernel"] == "filtered<64,1,alone>", text
+        code, said = made.plan(Problem(rows=2, width=4097, k=64), device, lambda v, smem: 2, lambda v, smem: 2)
+        assert code == 0 and said["kernel"] == "filtered<64,1,alone>", said
 
 
 @pytest.mark.parametrize(
@@ -644,6 +672,29 @@ def test_the_parameter_block_is_laid_out_as_the_kernels_are_told(tmp_path: Path,
     shutil.copy(ROOT / "drvtopk" / "export" / "drvtopk.h", tmp_path)
     (tmp_path / "layout.c").write_text("\n".join(lines) + "\n")
     cc("-std=c11", "-Wall", "-Werror", "-I", tmp_path, "-c", tmp_path / "layout.c", "-o", tmp_path / "layout.o")
+
+
+def compiles(folder: Path, header: str) -> bool:
+    (folder / "drvtopk_kernels.h").write_text(header)
+    shutil.copy(ROOT / "drvtopk" / "export" / "drvtopk.h", folder)
+    (folder / "main.c").write_text('#include "drvtopk_kernels.h"\n')
+    command = ("cc", "-std=c99", "-I", folder, "-c", folder / "main.c", "-o", folder / "main.o")
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "field", ["uint64_t workspace", "int64_t out_stride", "uint32_t group", "int64_t values_stride"]
+)
+def test_a_parameter_block_of_another_layout_does_not_compile(tmp_path: Path, shim: Shim, field: str) -> None:
+    text = kernels_header(shim.kernels[:1])
+    assert text.count(f" {field};") == 1 and compiles(tmp_path, text)
+    assert not compiles(tmp_path, text.replace(f" {field};", f" {field}; uint64_t more;"))
+
+
+def test_the_planner_in_c_stays_short() -> None:
+    text = (ROOT / "drvtopk" / "export" / "drvtopk.h").read_text()
+    assert len(text.splitlines()) <= 750
+    assert not re.search(r"typedef struct drvtopk_(extended_)?params\b", text), "these are written from spec"
 
 
 CUDA_INCLUDES = [Path(os.environ.get(name, "/nowhere")) / "include" for name in ("CUDA_HOME", "CUDA_PATH")]
@@ -718,7 +769,7 @@ def run(host: Host, x: npt.NDArray[Any], folder: Path, **how: Any) -> Ran:
 
 
 def planned_by_python(problem: Problem, **how: Any) -> dict[str, Any]:
-    """The plan for the fake driver's device, with its answers."""
+    """The plan for the fake driver's device, with its answers, where every kernel is exported."""
     kernel = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 
     def occupancy(variant: Variant, smem_bytes: int) -> int:
@@ -731,7 +782,8 @@ def planned_by_python(problem: Problem, **how: Any) -> dict[str, Any]:
     made = plan(problem, HOPPER, occupancy, clusters=clusters, **how)
     if refused:
         made = after_refusal(made, problem, HOPPER, occupancy)
-    return as_printed(made)
+    named = how.get("route", "auto") != "auto" or "chunk" in how
+    return {**as_printed(made), "reason": reason_of(made, problem, HOPPER, asked=named, refused=refused)}
 
 
 def logits(rows: int, width: int) -> npt.NDArray[np.float32]:
@@ -798,9 +850,9 @@ def test_a_refused_cooperative_launch_becomes_the_fallback(host: Host, tmp_path:
     problem = Problem(rows=2, width=40_000, k=K)
     first = planned_by_python(problem, route="persistent")
     assert ran.calls == ["refused", *["cuLaunchKernel"] * 3]
-    assert ran.plan["why"] == f"fallback: {REASON} for {first['grid']} blocks, {first['resident_cap']} were to fit"
+    assert ran.plan["reason"] == "refused"
     assert ran.plan["rejected"] == {name: first[name] for name in ran.plan["rejected"]}
-    assert launched(json.dumps(ran.plan)) == launched(json.dumps(planned_by_python(problem, route="filtered")))
+    assert launched(ran.plan) == launched(planned_by_python(problem, route="filtered"))
     assert faults(x, K, None, ran.indices) == []
 
 
@@ -810,8 +862,9 @@ def test_a_refused_launch_in_clusters_becomes_the_fallback(host: Host, tmp_path:
     problem = Problem(rows=2, width=40_000, k=K)
     assert ran.calls == ["refused", *["cuLaunchKernel"] * 3]
     assert ran.plan == planned_by_python(problem, route="clustered", refused=True)
-    assert "clusters of 16 blocks (912" in ran.plan["why"] and ran.plan["rejected"]["route"] == "clustered"
-    assert launched(json.dumps(ran.plan)) == launched(json.dumps(planned_by_python(problem, route="filtered")))
+    rejected = ran.plan["rejected"]
+    assert (ran.plan["reason"], rejected["route"], rejected["group"]) == ("refused", "clustered", 16)
+    assert launched(ran.plan) == launched(planned_by_python(problem, route="filtered"))
     assert faults(x, K, None, ran.indices) == []
 
 
@@ -820,7 +873,7 @@ def test_a_cluster_size_that_the_driver_knows_nothing_of_does_not_fit(host: Host
     ran = run(host, x, tmp_path, fault="sizes")
     assert ran.plan["route"] in ("filtered", "persistent") and faults(x, K, None, ran.indices) == []
     named = run(host, x, tmp_path, fault="sizes", route="clustered", group=8)
-    assert named.code == 3 and "no cluster of 8 blocks" in named.said
+    assert named.code == 3 and "clustered, 8 blocks a row" in named.said
 
 
 def test_values_and_row_starts_reach_the_kernel(host: Host, tmp_path: Path) -> None:
@@ -845,10 +898,11 @@ def test_no_rows_launch_nothing(host: Host, tmp_path: Path) -> None:
     assert ran.plan["grid"] == 0 and ran.calls == [] and ran.indices.size == 0
 
 
-def test_what_is_not_exported_is_said_with_the_plan_that_goes_out_instead(host: Host, tmp_path: Path) -> None:
+def test_what_is_not_exported_is_counted_in_the_plan_that_goes_out_instead(host: Host, tmp_path: Path) -> None:
     x = logits(64, 40_000)
     ran = run(host, x, tmp_path)  # clusters with two blocks an SM would be best
-    assert ran.plan["route"] == "filtered" and "; not exported: clustered<64,4,x" in ran.plan["why"]
+    assert ran.plan["route"] == "filtered" and ran.plan["missing"] > 0
+    assert ran.plan["first_missing"].startswith("clustered<64,4,x")
     assert faults(x, K, None, ran.indices) == []
 
 
@@ -863,17 +917,17 @@ FAILURES: list[tuple[int, str, dict[str, Any]]] = [
     (2, "no such route: fastest", {"route": "fastest"}),
     (2, "not the size that the arguments say", {"lengths": [1, 2, 3]}),
     (2, "not the size that the arguments say", {"rows": 400}),
-    (3, "no kernel of k 65", {"k": 65}),
+    (3, "no kernel is exported with this k", {"k": 65}),
     (3, "k: allowed is 1..4096", {"k": -1}),
     (3, "rows: allowed is", {"rows": -1}),
     (3, "stride: allowed is", {"arguments": ("stride=-1",)}),
     (3, "group: allowed is", {"group": 8, "route": "auto"}),
-    (3, "not exported for sm_90a: filtered<64,2,alone>", {"stride": 3002, "route": "filtered"}),
-    (3, "not exported for sm_90a: clustered<64,4,x4,alone>", {"route": "clustered", "group": 4}),
-    (3, "which the caller forbids", {"route": "clustered", "waits_never": 1}),
-    (3, "nothing is exported for sm_89", {"environment": {"FAKE_CUDA_CC": "89"}}),
-    (3, "none fits an SM", {"fault": "full"}),
-    (3, "none fits an SM", {"environment": {"FAKE_CUDA_OPTIN": "8192"}}),
+    (3, "not exported: filtered<64,2,alone>", {"stride": 3002, "route": "filtered"}),
+    (3, "not exported: clustered<64,4,x4,alone>", {"route": "clustered", "group": 4}),
+    (3, "does not fit this device: waits_forbidden", {"route": "clustered", "waits_never": 1}),
+    (3, "no kernel is exported for device.arch", {"environment": {"FAKE_CUDA_CC": "89"}}),
+    (3, "does_not_fit, filtered, 1 blocks a row", {"fault": "full"}),
+    (3, "does_not_fit, filtered, 1 blocks a row", {"environment": {"FAKE_CUDA_OPTIN": "8192"}}),
 ]
 
 

@@ -244,7 +244,7 @@ def other_sources(folder: Path) -> None:
 
 
 def other_format(folder: Path) -> None:
-    altered(folder, lambda found: found.update(format=2))
+    altered(folder, lambda found: found.update(format=3))
 
 
 def other_numbers(folder: Path) -> None:
@@ -287,7 +287,7 @@ FAULTS: dict[Callable[[Path], None], str] = {
     no_manifest: "holds no export",
     torn_manifest: "cannot be read",
     other_sources: "other kernel sources",
-    other_format: "format 2",
+    other_format: "format 3",
     other_numbers: "other numbers",
     no_cubin: "cannot be read",
     torn_cubin: "damaged",
