@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from drvtopk.checks import as_int, flag, instance, integer, one_of, shown, store
+from drvtopk.choice import Choice
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.measured import measured_times, modelled_times
 from drvtopk.spec import (
@@ -446,21 +447,21 @@ def _why_alone(problem: Problem, device: DeviceInfo, tuning: Tuning) -> str:
     return ""
 
 
-def _choices(problem: Problem, device: DeviceInfo, tuning: Tuning) -> list[tuple[str, str]]:
-    """(route, why), the best first; clusters as 'clustered:8'. The last is one that always fits, or "persistent"."""
+def _choices(problem: Problem, device: DeviceInfo, tuning: Tuning) -> list[tuple[Choice, str]]:
+    """(choice, why), the best first. The last is one that always fits, or "persistent"."""
     alone = _why_alone(problem, device, tuning)
-    otherwise = [("filtered", alone)] if alone else [("persistent", "")]
+    otherwise = [(Choice("filtered"), alone)] if alone else [(Choice("persistent"), "")]
     shared = device.max_cluster > 1 and problem.longest > tuning.cluster_threshold and problem.waits == "allowed"
     if not shared or not problem.rows:
         return otherwise
     times = measured_times(device, problem.rows, problem.longest)
     source = "measured fastest near"
-    if "filtered" not in times:
+    if Choice("filtered") not in times:
         times = modelled_times(device, problem.rows, problem.longest, tuning.sms_to_share)
         source = "by a model the fastest for"
     why = f"{source} {problem.rows} x {problem.longest}"
-    ranked = sorted(times, key=lambda name: times[name])
-    return [(name, why) for name in ranked] + otherwise
+    ranked = sorted(times, key=lambda choice: times[choice])
+    return [(choice, why) for choice in ranked] + otherwise
 
 
 def _constraint(rejected: Rejected, smem_optin: int) -> str:
@@ -535,16 +536,16 @@ def plan(
     found: Plan | Rejected | None = None
     if route == "auto" and chunk is None:
         for choice, why in _choices(problem, device, tuning):
-            if choice == "persistent":
+            if choice.route == "persistent":
                 found = _persistent(problem, device, occupancy, tuning, None)
                 if isinstance(found, Plan):
                     break
-            elif choice == "filtered":
+            elif choice.route == "filtered":
                 if found is not None:
                     break  # it is the fallback, and says of what
                 return _filtered(problem, device, occupancy, tuning, f"filtered: {why}; one block per row, none waits")
             else:
-                made = _clustered(problem, device, occupancy, clusters, tuning, int(choice.partition(":")[2]))
+                made = _clustered(problem, device, occupancy, clusters, tuning, choice.cluster)
                 if isinstance(made, Plan):
                     return replace(made, why=f"{made.why}; {why}")
     if found is None:

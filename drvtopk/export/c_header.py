@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import drvtopk
 from drvtopk import measured, spec
+from drvtopk.choice import Choice
 from drvtopk.errors import InvalidArgument
 from drvtopk.export.manifest import ExportedKernel
 from drvtopk.plan import MAX_STRIDE
@@ -150,7 +151,7 @@ def _measured() -> list[str]:
         lengths = sorted({n for grid in grids.values() for line in grid.values() for n in line})
         if id(grids) not in written:  # one table may go by several names
             tag = written[id(grids)] = f"drvtopk_measured_{len(written)}"
-            choices = [_choice(route) for route in grids]
+            choices = [_choice(choice) for choice in grids]
             lines += [
                 f"static const drvtopk_choice {tag}_choice[] = {_list(choices)};",
                 f"static const int64_t {tag}_row[] = {_list(counts)};",
@@ -170,10 +171,9 @@ def _measured() -> list[str]:
     return [*lines, "static const drvtopk_measured drvtopk_measured_times[] = {", *rows_of_table, "};", ""]
 
 
-def _choice(name: str) -> str:
-    """'clustered:8' as a drvtopk_choice."""
-    route, _, cluster = name.partition(":")
-    return _list([_enumerator("route", route), cluster or 1])
+def _choice(choice: Choice) -> str:
+    """As a drvtopk_choice."""
+    return _list([_enumerator("route", choice.route), choice.cluster])
 
 
 def _enumerator(name: str, value: str) -> str:

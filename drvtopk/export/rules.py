@@ -167,7 +167,8 @@ def planner(tuning: Tuning, archs: Sequence[str]) -> dict[str, Any]:
             "device_bytes_of_an_sm": measured.DEVICE_BYTES_OF_AN_SM,
         },
         "measured": [
-            {"name": name, "sms": sms, "microseconds": times} for (name, sms), times in measured.table().items()
+            {"name": name, "sms": sms, "microseconds": {str(choice): grid for choice, grid in times.items()}}
+            for (name, sms), times in measured.table().items()
         ],
         "constants": {
             "max_k": spec.MAX_K,

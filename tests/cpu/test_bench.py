@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from drvtopk import engine
+from drvtopk.choice import Choice
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine, Prepared
 from drvtopk.errors import PlanError
@@ -112,7 +113,7 @@ def test_every_set_is_measured_and_found_right(
     monkeypatch.setattr(cells, "ADVERSARIAL_SHAPES", ((3, 300), (1, 9000)))
     monkeypatch.setattr(cells, "FULL_ROWS", (1, 2))
     monkeypatch.setattr(cells, "TUNE_LENGTHS", (2000,))
-    monkeypatch.setattr(cells, "TUNE_ROUTES", ("filtered",))
+    monkeypatch.setattr(cells, "TUNE_CHOICES", (Choice("filtered"),))
     ks = "--k 1024" if grid == "bf16" else "--k 64"
     found = run(f"--grid {grid} {ks}", tmp_path / "cells.jsonl")
     layouts = {(c["rows"], c["stride"], c["offset"], c["vec_size"]) for c in found}

@@ -24,6 +24,7 @@ import pytest
 import drvtopk
 from drvtopk import engine, measured, spec
 from drvtopk.cache import Cache
+from drvtopk.choice import CHOICES, Choice
 from drvtopk.driver import Driver
 from drvtopk.engine import EXTRAS_BYTES, PARAMS_BYTES, Engine
 from drvtopk.errors import InvalidArgument, PlanError
@@ -89,17 +90,17 @@ def instantiations(arch: str, k: int, options: Options) -> list[Variant]:
     return list(dict.fromkeys(every))
 
 
-def made_up_times(chance: random.Random, shapes: int) -> dict[str, measured.Grid]:
+def made_up_times(chance: random.Random, shapes: int) -> dict[Choice, measured.Grid]:
     """Times with gaps and ties, by which any route may be the fastest."""
     counts = sorted(chance.sample(range(1, 300), shapes))
     lengths = sorted(chance.sample(range(5000, 2_000_000), shapes))
-    routes = ["filtered", "persistent", *(f"clustered:{size}" for size in CLUSTERS)]
-    chance.shuffle(routes)
+    choices = list(CHOICES)
+    chance.shuffle(choices)
 
     def line() -> dict[int, float]:
         return {n: float(chance.randint(4, 12)) for n in lengths if chance.random() < 0.9}
 
-    return {route: {rows: line() for rows in counts if chance.random() < 0.9} for route in routes}
+    return {choice: {rows: line() for rows in counts if chance.random() < 0.9} for choice in choices}
 
 
 class Shim:
@@ -196,7 +197,7 @@ def tuned(tuning: Tuning) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def times() -> dict[tuple[str, int], dict[str, measured.Grid]]:
+def times() -> dict[tuple[str, int], dict[Choice, measured.Grid]]:
     """What was measured, and what never was."""
     chance = random.Random(SEED)
     invented = {(f"measured {n}", chance.randint(1, 200)): made_up_times(chance, n % 4 + 1) for n in range(12)}
@@ -599,7 +600,7 @@ def test_a_header_without_measured_times_and_with_strange_names_compiles(
     kernel = replace(
         exported(Variant(route="filtered", k=64, vec_size=1, residency=1), "sm_80"), file='a "b"\\??/\u00e9\n.cubin'
     )
-    strange = {('GPU "x"\\', 7): {"filtered": {1: {10: 2.0}}}}
+    strange = {('GPU "x"\\', 7): {Choice("filtered"): {1: {10: 2.0}}}}
     for number, found in enumerate(({}, strange)):
         monkeypatch.setattr(measured, "table", lambda found=found: found)
         folder = tmp_path / str(number)

@@ -20,6 +20,7 @@ import drvtopk
 from drvtopk import engine, records, source, spec
 from drvtopk.__main__ import main
 from drvtopk.cache import Cache
+from drvtopk.choice import Choice
 from drvtopk.compiler import definitions, nvrtc_version
 from drvtopk.errors import CompileError, InvalidArgument, PlanError
 from drvtopk.export import ExportedKernel, export_kernels, manifest, rules
@@ -247,11 +248,11 @@ def test_device_attributes_and_rules_are_those_of_the_code(exported: Path) -> No
 def test_the_measured_times_are_written(
     tmp_path: Path, compiled_before: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = {"filtered": {4: {8192: 5.5}}}
+    times = {Choice("filtered"): {4: {8192: 5.5}}, Choice("clustered", 8): {}}
     monkeypatch.setattr("drvtopk.measured.table", lambda: {("a GPU", 132): times})
     export_kernels(tmp_path, {ARCH: FEW}, cache=compiled_before)
     (found,) = document(tmp_path)["planner"]["measured"]
-    assert found == {"name": "a GPU", "sms": 132, "microseconds": {"filtered": {"4": {"8192": 5.5}}}}
+    assert found == {"name": "a GPU", "sms": 132, "microseconds": {"filtered": {"4": {"8192": 5.5}}, "clustered:8": {}}}
 
 
 # By default an export holds whatever a plan may ask for

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drvtopk import measured
+from drvtopk.choice import CHOICES, Choice
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.measured import measured_times, modelled_times
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
@@ -34,6 +35,8 @@ from tools.tune import modelled
 READ = measured.table  # before the fixture that hides what was measured
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 RADIX_THRESHOLD = 32768
+FILTERED, PERSISTENT = Choice("filtered"), Choice("persistent")
+OF_4, OF_8, OF_16 = (Choice("clustered", n) for n in (4, 8, 16))
 
 devices = st.one_of(
     st.sampled_from(sorted(KNOWN_DEVICES.values(), key=lambda d: d.name)),
@@ -143,7 +146,7 @@ def alone_pays(made: Plan, problem: Problem, device: DeviceInfo, *, clusters_fit
     """One block a row, because waiting is not worth it or because the blocks of a row do not fit."""
     if made.rejected is None and clusters_pay(problem, device) and "the fastest" in made.why:
         times = modelled_times(device, problem.rows, problem.longest, 16)
-        better = [name for name, us in times.items() if us < times["filtered"] and name != "persistent"]
+        better = [choice for choice, us in times.items() if us < times[FILTERED] and choice != PERSISTENT]
         assert made.why.startswith("filtered: ")
         assert not better or not clusters_fit or device.name == "drawn", "what was ranked before did not fit"
         return
@@ -721,14 +724,14 @@ def test_dependent_launch_is_planned_where_it_can_be(name: str, route: str) -> N
 # -- the choice by times -----------------------------------------------------------------------------------------------
 
 TIMES = {
-    "filtered": {
+    FILTERED: {
         1: {10_000: 8.0, 100_000: 16.0, 1_000_000: 100.0},
         10: {10_000: 9.0, 100_000: 18.0, 1_000_000: 110.0},
         100: {10_000: 10.0, 100_000: 20.0, 1_000_000: 120.0},
     },
-    "clustered:4": {1: {10_000: 9.0, 100_000: 10.0, 1_000_000: 30.0}, 10: {10_000: 12.0, 100_000: 12.0}},
-    "clustered:16": {1: {100_000: 11.0, 1_000_000: 20.0}, 10: {100_000: 30.0, 1_000_000: 90.0}},
-    "persistent": {1: {1_000_000: 15.0}},
+    OF_4: {1: {10_000: 9.0, 100_000: 10.0, 1_000_000: 30.0}, 10: {10_000: 12.0, 100_000: 12.0}},
+    OF_16: {1: {100_000: 11.0, 1_000_000: 20.0}, 10: {100_000: 30.0, 1_000_000: 90.0}},
+    PERSISTENT: {1: {1_000_000: 15.0}},
 }
 
 
@@ -746,14 +749,13 @@ def test_the_measured_file_is_read_as_tune_writes_it(monkeypatch: pytest.MonkeyP
         {"names": ["other"], "sms": 7, "times": {}},
     ]
     (tmp_path / "measured.json").write_text(json.dumps({"devices": devices}))
-    times = {"clustered:8": {8: {65536: 8.0, 131072: 9.5}}}
+    times = {OF_8: {8: {65536: 8.0, 131072: 9.5}}}
     assert read() == {("NVIDIA H200", 132): times, ("h200", 132): times, ("other", 7): {}}
 
 
 def test_the_file_that_is_there_names_routes_and_devices() -> None:
-    known = {"filtered", "persistent", *(f"clustered:{n}" for n in CLUSTERS)}
     for (_, sms), times in READ().items():
-        assert sms > 0 and set(times) <= known and "filtered" in times
+        assert sms > 0 and set(times) <= set(CHOICES) and FILTERED in times
         assert all(us > 0 for grid in times.values() for line in grid.values() for us in line.values())
 
 
@@ -771,7 +773,7 @@ def test_measured_times_are_exact_where_they_were_measured() -> None:
 @pytest.mark.usefixtures("table")
 def test_measured_times_lie_between_their_neighbours_and_stay_at_the_ends() -> None:
     def us(rows: int, length: int) -> float:
-        return measured_times(H200, rows, length)["filtered"]
+        return measured_times(H200, rows, length)[FILTERED]
 
     for rows, length in ((1, 20_000), (3, 10_000), (3, 50_000), (50, 500_000), (99, 999_999)):
         corners = [us(r, n) for r in (1, 10, 100) for n in (10_000, 100_000, 1_000_000)]
@@ -788,14 +790,14 @@ def test_measured_times_lie_between_their_neighbours_and_stay_at_the_ends() -> N
 
 @pytest.mark.usefixtures("table")
 def test_a_route_with_a_hole_around_the_shape_is_left_out() -> None:
-    def routes(rows: int, length: int) -> set[str]:
+    def choices(rows: int, length: int) -> set[Choice]:
         return set(measured_times(H200, rows, length))
 
-    assert routes(1, 1_000_000) == set(TIMES) and routes(1, 3_000_000) == set(TIMES)
-    assert routes(2, 1_000_000) == {"filtered", "clustered:16"}
-    assert routes(1, 50_000) == {"filtered", "clustered:4"}
-    assert routes(10, 10_000) == {"filtered", "clustered:4"}
-    assert routes(11, 10_000) == routes(100, 10_000) == {"filtered"}
+    assert choices(1, 1_000_000) == set(TIMES) and choices(1, 3_000_000) == set(TIMES)
+    assert choices(2, 1_000_000) == {FILTERED, OF_16}
+    assert choices(1, 50_000) == {FILTERED, OF_4}
+    assert choices(10, 10_000) == {FILTERED, OF_4}
+    assert choices(11, 10_000) == choices(100, 10_000) == {FILTERED}
     for device in (replace(H200, sms=131), replace(H200, name="another"), KNOWN_DEVICES["b200"]):
         assert measured_times(device, 1, 10_000) == {}
 
@@ -852,7 +854,7 @@ def test_the_models_choice_is_sane(name: str) -> None:
     sizes = [made(rows, 131_072).group for rows in (4, 16, 64, 400)]
     assert sizes == sorted(sizes, reverse=True), "the more rows, the fewer blocks each"
     for rows in (1, 16, 100):
-        times = [modelled_times(device, rows, n, 16)["clustered:8"] for n in (10_000, 40_000, 200_000, 10**6)]
+        times = [modelled_times(device, rows, n, 16)[OF_8] for n in (10_000, 40_000, 200_000, 10**6)]
         assert times == sorted(times)
 
 
@@ -864,12 +866,8 @@ def test_the_model_chooses_as_was_measured() -> None:
 
 
 def test_the_model_has_fewer_choices_where_there_is_less() -> None:
-    assert set(modelled_times(A100, 4, 100_000, 16)) == {"filtered", "persistent"}
-    assert set(modelled_times(A100, 40, 100_000, 16)) == {"filtered"}
-    assert set(modelled_times(H200, 4, 100_000, 16)) == {
-        "filtered",
-        "persistent",
-        *(f"clustered:{n}" for n in CLUSTERS),
-    }
+    assert set(modelled_times(A100, 4, 100_000, 16)) == {FILTERED, PERSISTENT}
+    assert set(modelled_times(A100, 40, 100_000, 16)) == {FILTERED}
+    assert set(modelled_times(H200, 4, 100_000, 16)) == set(CHOICES)
     small = modelled_times(replace(H200, sms=4), 1, 100_000, 16)
-    assert "persistent" not in small and min(small, key=lambda n: small[n]) in ("filtered", "clustered:2")
+    assert PERSISTENT not in small and min(small, key=lambda n: small[n]) in (FILTERED, Choice("clustered", 2))
