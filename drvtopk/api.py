@@ -42,7 +42,8 @@ from drvtopk.interop.host_arrays import (
     row_lengths,
     row_starts_of,
 )
-from drvtopk.plan import MAX_OFFSET, Plan, Problem
+from drvtopk.planned import Plan
+from drvtopk.problem import MAX_OFFSET, Problem
 from drvtopk.progress import preparing
 from drvtopk.spec import ASKED_ROUTES, DEFAULT_TUNING, DeviceInfo, Options, Selected, Tuning, check_k
 from drvtopk.workers import together

@@ -17,16 +17,10 @@ from drvtopk.driver import CLUSTER_REFUSALS, DEFAULT_STREAMS, Driver, Launch, lo
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
 from drvtopk.events import tell
 from drvtopk.export.prebuilt import Prebuilt, current
-from drvtopk.plan import (
-    Clusters,
-    Occupancy,
-    Plan,
-    Problem,
-    after_refusal,
-    calculated_clusters,
-    calculated_occupancy,
-    plan,
-)
+from drvtopk.occupancy import Clusters, Occupancy, calculated_clusters, calculated_occupancy
+from drvtopk.plan import after_refusal, plan
+from drvtopk.planned import Plan
+from drvtopk.problem import Problem
 from drvtopk.progress import preparing
 from drvtopk.spec import (
     DEFAULT_TUNING,
@@ -73,7 +67,7 @@ class _Launcher:
         self._driver = driver
         self._function = function
         self._lock = forks.lock()  # the driver copies the block during the call, so it must not change under it
-        self.rows, self.k = plan.rows, plan.k
+        self.rows, self.k, self._stride = plan.rows, plan.k, plan.stride
         self.extras = plan.options.extras
         # What addresses are aligned to; and for a quick look whether there is anything to complain about.
         self.logits_alignment = plan.options.item_bytes * plan.vec_size
@@ -102,7 +96,7 @@ class _Launcher:
     def _fill(
         self, logits: int, lengths: int, out: int, workspace: int, out_stride: int, extras: tuple[int, ...] | None
     ) -> None:
-        _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self.plan.stride, out_stride)
+        _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self._stride, out_stride)
         if extras is not None:
             _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
 

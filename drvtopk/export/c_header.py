@@ -12,11 +12,10 @@ from drvtopk import measured, spec
 from drvtopk.choice import Choice
 from drvtopk.errors import InvalidArgument
 from drvtopk.export.manifest import ExportedKernel
-from drvtopk.plan import MAX_STRIDE
+from drvtopk.problem import MAX_OFFSET, MAX_STRIDE
 from drvtopk.source import shipped
 from drvtopk.spec import Options, Tuning, Variant
 
-_MAX_OFFSET = 2**62  # of plan.Problem
 _PLANNED_BY = ("radix_threshold", "cluster_threshold", "sms_to_share", "min_chunk", "max_candidates")
 
 
@@ -82,7 +81,7 @@ def _definitions() -> list[str]:
         "MAX_WIDTH": spec.MAX_WIDTH,
         "MAX_K": spec.MAX_K,
         "MAX_STRIDE": MAX_STRIDE,
-        "MAX_OFFSET": _MAX_OFFSET,
+        "MAX_OFFSET": MAX_OFFSET,
         "CLUSTERS": _list(spec.CLUSTERS),
         "THREADS": spec.THREADS,
         "NARROW_THREADS": spec.NARROW_THREADS,

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +143,6 @@ class Ran:
 
 def as_printed(made: Plan) -> dict[str, Any]:
     """Python's plan as the C host prints the same one."""
-    fields = asdict(made)
+    fields = made.document()
     del fields["tuning"], fields["options"]
     return {**fields, "kernel": str(made.variant)}

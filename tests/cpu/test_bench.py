@@ -17,7 +17,8 @@ from drvtopk.choice import Choice
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine, Prepared
 from drvtopk.errors import PlanError
-from drvtopk.plan import Plan, Problem
+from drvtopk.plan import Problem
+from drvtopk.planned import FIGURES
 from drvtopk.spec import KNOWN_DEVICES
 from drvtopk.testing import inputs
 from drvtopk.testing.inputs import INPUTS
@@ -255,7 +256,7 @@ def _with_clusters() -> Any:
         if group == 16:
             raise PlanError("clustered", "no cluster of 16 blocks fits")
         ready = prepare(self, problem, route="filtered")
-        made = SimpleNamespace(**{name: getattr(ready.plan, name) for name in Plan.__slots__})
+        made = SimpleNamespace(**{name: getattr(ready.plan, name) for name in FIGURES})
         made.route, made.group = "clustered", group
         return SimpleNamespace(plan=made, workspace_bytes=0, launch=ready.launch)
 

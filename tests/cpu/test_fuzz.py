@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import drvtopk
-from drvtopk.plan import vec_size
+from drvtopk.routes import vec_size
 from drvtopk.spec import ROUTES
 from drvtopk.testing.cases import CHOICES, draw, every_pair
 from tests.needs import needs_cpp, needs_nvrtc

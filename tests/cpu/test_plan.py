@@ -16,6 +16,7 @@ from drvtopk.choice import CHOICES, Choice
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.measured import measured_times, modelled_times
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
+from drvtopk.reasons import Kind, Reason
 from drvtopk.spec import (
     CLUSTERS,
     DEFAULT_TUNING,
@@ -35,6 +36,7 @@ from tools.tune import modelled
 READ = measured.table  # before the fixture that hides what was measured
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 RADIX_THRESHOLD = 32768
+REFUSED = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
 FILTERED, PERSISTENT = Choice("filtered"), Choice("persistent")
 OF_4, OF_8, OF_16 = (Choice("clustered", n) for n in (4, 8, 16))
 
@@ -144,19 +146,20 @@ def clusters_pay(problem: Problem, device: DeviceInfo) -> bool:
 
 def alone_pays(made: Plan, problem: Problem, device: DeviceInfo, *, clusters_fit: bool = True) -> None:
     """One block a row, because waiting is not worth it or because the blocks of a row do not fit."""
-    if made.rejected is None and clusters_pay(problem, device) and "the fastest" in made.why:
+    if made.rejected is None and made.reason.kind is Kind.MODELLED:
         times = modelled_times(device, problem.rows, problem.longest, 16)
         better = [choice for choice, us in times.items() if us < times[FILTERED] and choice != PERSISTENT]
-        assert made.why.startswith("filtered: ")
+        assert clusters_pay(problem, device)
         assert not better or not clusters_fit or device.name == "drawn", "what was ranked before did not fit"
         return
     if made.rejected is not None:
-        assert made.why.startswith("fallback: ")
+        assert made.reason == Reason(kind=Kind.DOES_NOT_FIT)
         assert made.rejected.group > made.rejected.resident_cap or made.rejected.occupancy == 0
         assert problem.longest > made.tuning.radix_threshold and 16 * problem.rows <= device.sms
     else:
-        assert made.why.startswith("filtered: ")
-        assert problem.longest <= made.tuning.radix_threshold or 16 * problem.rows > device.sms
+        short = problem.longest <= made.tuning.radix_threshold
+        assert made.reason == Reason(kind=Kind.SHORT_ROWS if short else Kind.MANY_ROWS)
+        assert short or 16 * problem.rows > device.sms
 
 
 @settings(max_examples=600, deadline=None)
@@ -208,7 +211,7 @@ def test_any_occupancy_and_chunk_give_a_plan_that_fits_or_the_fallback(
         if chunk is not None:
             assert made.chunk == chunk
         by_hand(made, problem, device, occupancy)
-    elif not made.why.startswith("filtered: "):
+    elif made.rejected is not None:
         with pytest.raises(PlanError):
             plan(problem, device, answer, chunk=chunk, route="persistent")
     else:
@@ -272,7 +275,8 @@ def test_there_is_a_plan_for_every_k(device: DeviceInfo) -> None:
             with pytest.raises(PlanError, match="one row needs"):
                 plan(problem, device, limited(device), route="persistent")
         else:
-            assert made.route == "filtered" and ("fallback: one row needs" in made.why or device.sms < 3 * 16)
+            assert made.route == "filtered"
+            assert made.reason.kind is (Kind.MANY_ROWS if device.sms < 3 * 16 else Kind.DOES_NOT_FIT)
 
 
 def test_decode_of_one_row_takes_one_kernel_whatever_its_width() -> None:
@@ -329,14 +333,12 @@ def test_what_the_driver_refuses_becomes_a_fallback_that_waits_for_nobody(proble
     refused = plan(problem, replace(device, arch="sm_80"), occupancy, tuning=tuning)
     if refused.cooperative:
         device = replace(device, arch="sm_80")
-        made = after_refusal(refused, problem, device, occupancy, "the driver said 720")
-        assert made == replace(
-            plan(problem, device, occupancy, tuning=tuning, route="filtered"), why=made.why, rejected=made.rejected
-        )
+        made = after_refusal(refused, problem, device, occupancy)
+        alone = plan(problem, device, occupancy, tuning=tuning, route="filtered")
+        assert made == replace(alone, reason=made.reason, rejected=made.rejected)
         assert made.route == "filtered" and not made.cooperative and made.grid == problem.rows
-        assert (
-            made.why == f"fallback: the driver said 720 for {refused.grid} blocks, {refused.resident_cap} were to fit"
-        )
+        assert made.reason == Reason(kind=Kind.REFUSED, grid=refused.grid)
+        assert made.why == f"fallback: {REFUSED} for {refused.grid} blocks, {refused.resident_cap} were to fit"
         rejected = made.rejected
         assert rejected is not None
         for name in ("route", "vec_size", "group", "chunk", "smem_bytes", "occupancy", "resident_cap"):
@@ -443,7 +445,7 @@ def test_forbidding_waits_says_so() -> None:
     device = KNOWN_DEVICES["h200"]
     problem = Problem(rows=2, width=100_000, k=512, waits="never")
     made = plan(problem, device, lambda variant, smem: 2)
-    assert made.route == "filtered" and "which the caller forbids" in made.why and made.rejected is not None
+    assert made.route == "filtered" and made.reason.kind is Kind.WAITS_FORBIDDEN and made.rejected is not None
     with pytest.raises(PlanError, match="which the caller forbids"):
         plan(problem, device, lambda variant, smem: 2, route="persistent")
     short = replace(problem, max_seq_len=9000)
@@ -575,7 +577,7 @@ def test_without_a_named_size_the_largest_cluster_that_fits_is_taken() -> None:
             return int(variant.cluster <= largest)
 
         made = plan(LONG_ROWS, H200, limited(H200), route="clustered", clusters=clusters)
-        assert made.group == largest and "1 clusters fit at once" in made.why
+        assert made.group == largest and made.clusters == 1 and "1 clusters fit at once" in made.why
     with pytest.raises(PlanError, match="no cluster of 2 blocks"):
         plan(LONG_ROWS, H200, limited(H200), route="clustered", clusters=lambda variant, smem: 0)
 
@@ -601,7 +603,7 @@ def test_a_cluster_that_does_not_fit_gives_way_to_the_next_best() -> None:
     assert len(seen) >= 2
     allowed = set()
     made = plan(LONG_ROWS, H200, limited(H200), clusters=clusters)
-    assert made.route in ("filtered", "persistent") and not made.why.startswith("clustered")
+    assert made.route in ("filtered", "persistent") and made.clusters == 0
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN_DEVICES))
@@ -680,7 +682,7 @@ def test_rows_that_need_no_cluster_are_not_given_one() -> None:
     longer = replace(LONG_ROWS, max_seq_len=32_768)
     for threshold, route in ((32_767, "clustered"), (32_768, "filtered")):
         made = plan(longer, H200, limited(H200), tuning=Tuning(cluster_threshold=threshold))
-        assert made.route == route and ("by a model" in made.why) is (route == "clustered")
+        assert made.route == route and (made.reason.kind is Kind.MODELLED) is (route == "clustered")
 
 
 def test_a_block_of_a_cluster_has_room_for_the_members() -> None:
@@ -718,7 +720,8 @@ def test_dependent_launch_is_planned_where_it_can_be(name: str, route: str) -> N
     made = plan(replace(LONG_ROWS, pdl=True), device, limited(device), route=route)
     assert not plain.pdl and not plain.variant.pdl
     assert made.pdl == made.variant.pdl == (device.has_pdl and made.route != "persistent")
-    assert replace(made, pdl=False) == plain, "and nothing else is planned otherwise"
+    same = replace(made, problem=LONG_ROWS, variant=replace(made.variant, pdl=False))
+    assert same == plain, "and nothing else is planned otherwise"
 
 
 # -- the choice by times -----------------------------------------------------------------------------------------------
@@ -816,9 +819,9 @@ def test_a_route_with_a_hole_around_the_shape_is_left_out() -> None:
 def test_the_fastest_measured_route_is_planned(rows: int, length: int, route: str, group: int) -> None:
     made = plan(Problem(rows=rows, width=length, k=512), H200, limited(H200))
     assert (made.route, made.group) == (route, group)
-    assert f"measured fastest near {rows} x {length}" in made.why
+    assert made.reason.kind is Kind.MEASURED and f"measured fastest near {rows} x {length}" in made.why
     made = plan(Problem(rows=1, width=1_000_000, k=512), H200, limited(H200))
-    assert made.route == "persistent" and made.cooperative
+    assert made.route == "persistent" and made.cooperative and made.reason.kind is Kind.MEASURED
     hinted = Problem(rows=rows, width=3_000_000, k=512, max_seq_len=length)
     as_long = plan(Problem(rows=rows, width=hinted.longest, k=512), H200, limited(H200))
     assert plan(hinted, H200, limited(H200)).route == as_long.route, "the hint is what counts"
@@ -828,9 +831,9 @@ def test_the_fastest_measured_route_is_planned(rows: int, length: int, route: st
 @pytest.mark.usefixtures("table")
 def test_with_a_budget_the_device_is_another_one() -> None:
     made = plan(Problem(rows=1, width=1_000_000, k=512, sm_budget=40), H200, limited(H200))
-    assert "measured" not in made.why and made.sms == 40 and made.grid <= 40 * made.occupancy
+    assert made.reason.kind is not Kind.MEASURED and made.sms == 40 and made.grid <= 40 * made.occupancy
     same = plan(Problem(rows=10, width=100_000, k=512, sm_budget=132), H200, limited(H200))
-    assert "measured fastest near" in same.why and same.groups == 10
+    assert same.reason.kind is Kind.MEASURED and same.groups == 10
 
 
 @pytest.mark.parametrize("name", ["h100", "b200"])
@@ -840,8 +843,7 @@ def test_the_models_choice_is_sane(name: str) -> None:
     def made(rows: int, width: int) -> Plan:
         found = plan(Problem(rows=rows, width=width, k=1024), device, limited(device))
         if width > 8192:
-            clustered = found.route == "clustered"
-            assert ("by a model" in found.why) is (clustered or found.route == "filtered")
+            assert found.reason.kind is Kind.MODELLED
         return found
 
     for rows in (1, 4, 16, 64, 400):
@@ -849,7 +851,7 @@ def test_the_models_choice_is_sane(name: str) -> None:
     assert made(4, 131_072).route == "clustered" and made(4, 131_072).group >= 8, "few long rows are shared by many"
     assert made(1, 2_000_000).route == "persistent", "one very long row by the whole device"
     beyond = made(1, 8_388_608)  # more than that holds
-    assert (beyond.route, beyond.group) == ("clustered", 16) and "by a model" in beyond.why
+    assert (beyond.route, beyond.group) == ("clustered", 16) and beyond.reason.kind is Kind.MODELLED
     assert made(400, 131_072).route == "filtered" or made(400, 131_072).group == 2, "many rows by next to none"
     sizes = [made(rows, 131_072).group for rows in (4, 16, 64, 400)]
     assert sizes == sorted(sizes, reverse=True), "the more rows, the fewer blocks each"
