@@ -28,6 +28,9 @@ class Kind(str, Enum):
     REFUSED = "refused"
     """Fallback: the driver refused the launch: 720 (cooperative) or 912 (in clusters)."""
 
+    def __str__(self) -> str:
+        return self.value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:

@@ -159,6 +159,13 @@ def test_another_problem_may_be_what_was_asked() -> None:
         assert "sm_budget=30" in said and "sm_budget=20" not in said and "lies 3 past" in said
 
 
+def test_what_forbade_the_launch_is_the_plans_reason() -> None:
+    p, problem = cases()["fallback, waiting is forbidden"]
+    assert explain(p, problem=replace(problem, waits="allowed")) == explain(
+        p
+    ) and "which the caller forbids" in explain(p)
+
+
 def test_no_line_is_said_twice_and_each_is_a_sentence() -> None:
     for p, problem in cases().values():
         lines = explain(p, problem=problem).splitlines()

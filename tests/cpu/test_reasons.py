@@ -114,6 +114,16 @@ CASES: dict[str, tuple[Kind, Callable[[], Plan], str]] = {
         "fallback: a block holding 4856 elements needs 76288 bytes of shared memory and none fits an SM "
         "(166912 bytes a block at most)",
     ),
+    "the fastest does not fit": (  # and filtered, though ranked next, then says of what it is the fallback
+        Kind.DOES_NOT_FIT,
+        lambda: plan(
+            Problem(rows=1, width=2_000_000, k=512),
+            H200,
+            lambda variant, smem: int(variant.route == "filtered"),
+        ),
+        "fallback: a block holding 15152 elements needs 76288 bytes of shared memory and none fits an SM "
+        "(232448 bytes a block at most)",
+    ),
     "refused, cooperative": (
         Kind.REFUSED,
         lambda: refused("persistent"),
@@ -148,7 +158,7 @@ def test_each_reason_is_reached_and_said(name: str) -> None:
 
 def test_every_kind_has_a_case_and_a_word() -> None:
     assert {kind for kind, _, _ in CASES.values()} == set(Kind)
-    assert all(kind == kind.value == kind.name.lower() for kind in Kind)
+    assert all(kind == str(kind) == f"{kind}" == kind.name.lower() for kind in Kind)
 
 
 def test_the_refused_grid_is_kept() -> None:
