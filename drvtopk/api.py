@@ -26,7 +26,7 @@ from drvtopk.interop.host_arrays import (
     row_lengths,
     row_starts_of,
 )
-from drvtopk.plan import Problem
+from drvtopk.problem import Problem
 from drvtopk.spec import ASKED_ROUTES, DeviceInfo, Options, Selected, check_k
 from drvtopk.words import Dtype, IndexDtype, Nan, Order, Route, TieBreak, Waits
 
@@ -119,6 +119,20 @@ def topk(
     values: Literal[False] | None = False,
     **asked: Unpack[Asked],
 ) -> T: ...
+@overload
+def topk(
+    logits: Any,
+    k: SupportsIndex,
+    lengths: Any = None,
+    *,
+    out: Any = None,
+    values: Literal[True],
+    **asked: Unpack[Asked],
+) -> Selected: ...
+@overload
+def topk(
+    logits: Any, k: SupportsIndex, lengths: Any = None, *, out: Any = None, values: bool, **asked: Unpack[Asked]
+) -> Any: ...
 @overload
 def topk(
     logits: Any, k: SupportsIndex, lengths: Any = None, *, out: Any = None, values: Any, **asked: Unpack[Asked]

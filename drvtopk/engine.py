@@ -18,16 +18,10 @@ from drvtopk.events import tell
 from drvtopk.export.prebuilt import Prebuilt, current
 from drvtopk.launch import Launcher, Prepared
 from drvtopk.nvrtc import nvrtc_version
-from drvtopk.plan import (
-    Clusters,
-    Occupancy,
-    Plan,
-    Problem,
-    after_refusal,
-    calculated_clusters,
-    calculated_occupancy,
-    plan,
-)
+from drvtopk.occupancy import Clusters, Occupancy, calculated_clusters, calculated_occupancy
+from drvtopk.plan import after_refusal, plan
+from drvtopk.planned import Plan
+from drvtopk.problem import Problem
 from drvtopk.progress import preparing
 from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, KernelInfo, Tuning, Variant
 from drvtopk.staging import Staging

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from drvtopk.plan import Plan, Problem, Rejected
+from drvtopk.planned import Plan, Rejected
+from drvtopk.problem import Problem
+from drvtopk.reasons import Kind
 
 
 class _Prepared(Protocol):
@@ -18,13 +20,11 @@ class _Prepared(Protocol):
 def explain(plan: Plan | _Prepared, *, problem: Problem | None = None) -> str:
     """What is launched and why, what waits for what, what it costs, what was rejected, and what would change it.
 
-    Takes a plan, or what `prepare` made. `problem`, which a prepared one brings along, tells more of what was asked.
+    Takes a plan, or what `prepare` made. `problem` is what was asked: unless given, what was planned or prepared.
     A line for each thing, of plain sentences behind a word that says what it is about.
     """
-    if isinstance(plan, Plan):
-        p, asked = plan, problem
-    else:
-        p, asked = plan.plan, plan.problem if problem is None else problem
+    p = plan if isinstance(plan, Plan) else plan.plan
+    asked = plan.problem if problem is None else problem
     lines = [_headline(p), f"Why: {p.why}.", f"Grid: {_grid(p)}", f"Loads: {_loads(p, asked)}"]
     lines += [f"Memory: {_memory(p)}", f"Waiting: {_waiting(p)}", f"Workspace: {_workspace(p)}"]
     if p.rejected is not None:
@@ -66,19 +66,17 @@ def _ordinal(number: int) -> str:
     return f"{number:,}{'th' if number // 10 % 10 == 1 else endings.get(number % 10, 'th')}"
 
 
-def _narrowed_by(p: Plan, problem: Problem | None) -> str:
+def _narrowed_by(p: Plan, problem: Problem) -> str:
     """What keeps loads from being twice as wide."""
     twice = 2 * p.vec_size
     if p.rows > 1 and p.stride % twice:
         return f"the row stride, {p.stride:,}, is no multiple of {twice}"
     if p.route == "persistent" and p.group > 1 and not p.options.row_starts and p.chunk % twice:
         return f"the chunk, {p.chunk:,}, is no multiple of {twice}"
-    if problem is not None:
-        return f"the base address lies {problem.offset % twice} past a multiple of {twice} elements"
-    return f"the base address is no multiple of {twice} elements"
+    return f"the base address lies {problem.offset % twice} past a multiple of {twice} elements"
 
 
-def _loads(p: Plan, problem: Problem | None) -> str:
+def _loads(p: Plan, problem: Problem) -> str:
     size = f"{_of(p.vec_size, 'value')} ({p.vec_size * p.options.item_bytes} bytes) at a time"
     widest = p.options.vec_sizes[-1]
     return f"{size}, the widest." if p.vec_size == widest else f"{size}, as {_narrowed_by(p, problem)}."
@@ -110,11 +108,11 @@ def _workspace(p: Plan) -> str:
     return f"{p.workspace_bytes:,} bytes lent to each launch, {each}; any contents."
 
 
-def _forbidden(problem: Problem | None, p: Plan) -> bool:
-    return "caller forbids" in p.why or (problem is not None and problem.waits == "never")
+def _forbidden(p: Plan, problem: Problem) -> bool:
+    return p.reason.kind is Kind.WAITS_FORBIDDEN or problem.waits == "never"
 
 
-def _rejected(p: Plan, r: Rejected, problem: Problem | None) -> str:
+def _rejected(p: Plan, r: Rejected, problem: Problem) -> str:
     shape = f"{r.route}, {_of(r.group, 'block')} of {r.chunk:,} values a row with {r.smem_bytes:,} bytes each"
     if r.route == "clustered":
         return f"{shape}: the driver refused such clusters."
@@ -122,12 +120,12 @@ def _rejected(p: Plan, r: Rejected, problem: Problem | None) -> str:
         return f"{shape}: not even one such block fits an SM."
     if r.group > r.resident_cap:
         return f"{shape}: {r.resident_cap:,} fit at once."
-    if _forbidden(problem, p):
+    if _forbidden(p, problem):
         return f"{shape}: they would wait for each other, which the caller forbids."
     return f"{shape}: {r.resident_cap:,} were to fit, and the driver refused them."
 
 
-def _hints(p: Plan, problem: Problem | None) -> Iterator[str]:
+def _hints(p: Plan, problem: Problem) -> Iterator[str]:
     widest, item = p.options.vec_sizes[-1], p.options.item_bytes
     if p.rows and p.vec_size < widest:
         wider = f"{'twice' if widest == 2 * p.vec_size else f'{widest // p.vec_size} times'} as wide"
@@ -142,7 +140,7 @@ def _hints(p: Plan, problem: Problem | None) -> Iterator[str]:
         shorter = f"if no row is longer than {p.tuning.radix_threshold:,}, say so by max_seq_len"
         yield f"{shorter}; then no block waits, and there is no workspace."
     if p.rejected is not None:
-        if _forbidden(problem, p):
+        if _forbidden(p, problem):
             yield "waits='allowed' lets several blocks share a long row."
         elif p.rejected.route == "clustered":
             yield "prepare(stream=...) plans for the SMs of the stream's green context; smaller clusters may fit there."
@@ -152,8 +150,8 @@ def _hints(p: Plan, problem: Problem | None) -> Iterator[str]:
             yield "larger chunks, as far as shared memory goes, or more SMs would let the row fit."
         else:
             yield "where others hold a part of the GPU, sm_budget plans for the rest."
-    if problem is not None and problem.sm_budget is not None:
+    if problem.sm_budget is not None:
         yield f"sm_budget={problem.sm_budget:,} caps the grid; without it more blocks may run at once."
-    if problem is not None and problem.pdl and not p.pdl:
+    if problem.pdl and not p.pdl:
         reason = "the route persistent" if p.route == "persistent" else "this GPU"
         yield f"pdl was asked for, and {reason} goes without."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from drvtopk import forks
@@ -26,13 +25,13 @@ EXTRAS_BYTES = _EXTRAS.size
 class Extras(NamedTuple):
     """What options that need more arrays add to a launch, in the order of the parameter block."""
 
-    values: int = 0
-    row_starts: int = 0
-    page_table: int = 0
-    values_stride: int = 0
-    page_table_stride: int = 0
-    page_size: int = 1
-    rows_per_table: int = 1
+    values: int
+    row_starts: int
+    page_table: int
+    values_stride: int
+    page_table_stride: int
+    page_size: int
+    rows_per_table: int
 
 
 class LaunchArgs(NamedTuple):
@@ -46,6 +45,7 @@ class LaunchArgs(NamedTuple):
     out_stride: int
     extras: Extras | None
     """Only where the options need them."""
+    checked_for: Launcher
 
 
 class Launcher:
@@ -84,7 +84,7 @@ class Launcher:
         return launcher(*given, p.block, refusals=refusals, keep=keep)
 
     def _fill(self, args: LaunchArgs) -> None:
-        logits, lengths, out, workspace, step, extras = args
+        logits, lengths, out, workspace, step, extras, _ = args
         _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self._stride, step)
         if extras is not None:
             _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
@@ -179,49 +179,91 @@ class Prepared:
         lengths: int,
         out: int,
         workspace: int = 0,
+        *,
         out_stride: int | None = None,
-        **extras: int | None,
+        values: int = 0,
+        values_stride: int | None = None,
+        row_starts: int = 0,
+        page_table: int = 0,
+        page_table_stride: int = 0,
+        page_size: int = 1,
+        rows_per_table: int = 1,
     ) -> LaunchArgs:
-        """Checks what `launch` is given: device addresses.
+        """Checks what a launch is told: device addresses, and strides in elements.
 
         `logits` (rows, width) of the prepared dtype, with the prepared stride; `lengths` int32 (rows,), or 0: every
         row has `width` elements; `out` (rows, k) of the prepared index dtype, its rows `out_stride` elements apart (k
         unless given); `workspace` of `workspace_bytes` bytes, aligned to 128, not shared with a launch that may run at
-        the same time. `extras` are those that were prepared for, and no other: `values` (rows, k) of the logits' dtype,
-        with `values_stride`; `row_starts` int32 (rows,); `page_table` int32, its rows `page_table_stride` elements
-        apart, of which row r reads row r // `rows_per_table`, with `page_size`. Strides are in elements. Raises
-        InvalidArgument.
+        the same time. Each that was prepared for, and no other: `values` (rows, k) of the logits' dtype; `row_starts`
+        int32 (rows,); `page_table` int32, its rows `page_table_stride` elements apart, of which row r reads
+        row r // `rows_per_table`. Raises InvalidArgument.
         """
         active = self._active
-        k, rows = active.k, active.rows
+        k = active.k
         step = k if out_stride is None else out_stride
-        if step < k and rows > 1:
+        if step < k and active.rows > 1:
             raise InvalidArgument("out_stride", step, f"at least k = {k} elements, so that rows do not overlap")
-        if rows and (
-            logits % active.logits_alignment
-            or lengths % 4
-            or out % active.out_alignment
-            or not out
-            or (active.needs_logits and not logits)
-            or (active.needs_workspace and (not workspace or workspace % WORKSPACE_ALIGNMENT))
-        ):
-            active.check(logits, lengths, out, workspace)
-        more = self._extras(extras) if extras or active.extras else None
-        return tuple.__new__(LaunchArgs, (logits, lengths, out, workspace, step, more))  # a call of it costs twice that
+        extras = None
+        if active.rows:
+            if (
+                logits % active.logits_alignment
+                or lengths % 4
+                or out % active.out_alignment
+                or not out
+                or (active.needs_logits and not logits)
+                or (active.needs_workspace and (not workspace or workspace % WORKSPACE_ALIGNMENT))
+            ):
+                active.check(logits, lengths, out, workspace)
+            if active.extras or values or row_starts or page_table:
+                values_step = k if values_stride is None else values_stride
+                steps = values_step, page_table_stride, page_size, rows_per_table
+                extras = self._checked_extras(Extras(values, row_starts, page_table, *steps))
+        # By `tuple`, at half of what a call of the class costs.
+        return tuple.__new__(LaunchArgs, (logits, lengths, out, workspace, step, extras, active))
 
     def launch(
-        self, logits: int, lengths: int, out: int, workspace: int = 0, stream: int = 0, **more: int | None
+        self,
+        logits: int,
+        lengths: int,
+        out: int,
+        workspace: int = 0,
+        stream: int = 0,
+        *,
+        out_stride: int | None = None,
+        values: int = 0,
+        values_stride: int | None = None,
+        row_starts: int = 0,
+        page_table: int = 0,
+        page_table_stride: int = 0,
+        page_size: int = 1,
+        rows_per_table: int = 1,
     ) -> None:
-        """Launches on `stream` (a handle; 0 is the legacy default stream) with device addresses; `more` as in `args`.
+        """Launches on `stream` (a handle; 0 is the legacy default stream) with device addresses, as `args` has them.
 
         Raises InvalidArgument before anything is launched, DriverError if the driver refuses.
         """
-        self.launch_args(self.args(logits, lengths, out, workspace, **more), stream)
+        if self._active.extras or values or row_starts or page_table:
+            args = self.args(
+                *(logits, lengths, out, workspace),
+                out_stride=out_stride,
+                values=values,
+                values_stride=values_stride,
+                row_starts=row_starts,
+                page_table=page_table,
+                page_table_stride=page_table_stride,
+                page_size=page_size,
+                rows_per_table=rows_per_table,
+            )
+        else:  # twelve keywords on their way cost a tenth of a launch
+            args = self.args(logits, lengths, out, workspace, out_stride=out_stride)
+        checked = args.checked_for
+        if checked.rows and not checked(args, stream):
+            self._fall_back(args)(args, stream)
 
     def launch_args(self, args: LaunchArgs, stream: int) -> None:
         """Launches what `args` checked."""
         active = self._active
-        if active is self._fallback:
+        if args.checked_for is not active:
             self._check_again(args)
         if active.rows and not active(args, stream):
             self._fall_back(args)(args, stream)
@@ -231,16 +273,18 @@ class Prepared:
         handle, is the driver call and nothing else. For buffers that stay where they are; `keep` is held as long as it
         is."""
         active = self._active
-        if active is self._fallback:
+        if args.checked_for is not active:
             self._check_again(args)
         if not active.rows:
             return Bound(self, _launch_nothing, None, keep)
         return Bound(self, active.bound(args), args, keep)
 
     def _check_again(self, args: LaunchArgs) -> None:
-        """The fallback may have come after `args` was checked, and it may load more at once."""
-        if self._fallback is not None and self._fallback.rows:
-            self._fallback.check(*args[:4])
+        """The fallback may have come since, and it may load more at once."""
+        if args.checked_for.plan.problem != self.problem:
+            raise InvalidArgument("args", f"those of {args.checked_for.plan.variant}", "what this preparation checked")
+        if self.problem.rows:
+            self._active.check(*args[:4])
 
     def _fall_back(self, args: LaunchArgs) -> Launcher:
         """From now on the launch in which no block waits. Its loads may be wider, so the addresses are checked anew."""
@@ -254,19 +298,14 @@ class Prepared:
         fallback.check(*args[:4])
         return fallback
 
-    def _extras(self, given: Mapping[str, int | None]) -> Extras | None:
+    def _checked_extras(self, found: Extras) -> Extras:
         options, rows, k = self.problem.options, self.problem.rows, self.problem.k
-        if not rows:
-            return Extras() if options.extras else None
-        found = Extras(**{name: value for name, value in given.items() if value is not None})
-        for name in ("values", "row_starts", "page_table"):
-            address = getattr(found, name)
-            if getattr(options, name):
-                _check_address(name, address, options.item_bytes if name == "values" else 4)
-            elif address:
+        asked = (options.values, options.row_starts, options.page_table)
+        for name, address, wanted in zip(("values", "row_starts", "page_table"), found, asked, strict=False):
+            if address and not wanted:
                 raise InvalidArgument(name, hex(address), "0: the problem was prepared without it")
-        if given.get("values_stride") is None:
-            found = found._replace(values_stride=k)
+            if wanted:
+                _check_address(name, address, options.item_bytes if name == "values" else 4)
         if options.values and found.values_stride < k and rows > 1:
             raise InvalidArgument("values_stride", found.values_stride, f"at least k = {k} elements")
         if options.page_table:
@@ -276,7 +315,7 @@ class Prepared:
                 raise InvalidArgument("rows_per_table", found.rows_per_table, f"1..{rows}")
             if found.page_table_stride < 0:
                 raise InvalidArgument("page_table_stride", found.page_table_stride, "at least 0")
-        return found if options.extras else None
+        return found
 
 
 def _check_address(name: str, address: int, alignment: int, *, there: bool = True) -> None:

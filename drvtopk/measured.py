@@ -11,34 +11,38 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache
 
+from drvtopk.choice import CHOICES, Choice
 from drvtopk.source import shipped
-from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DeviceInfo
+from drvtopk.spec import DEFAULT_TUNING, DeviceInfo
 
 Grid = Mapping[int, Mapping[int, float]]  # rows -> length -> microseconds
+FILTERED, PERSISTENT = Choice("filtered"), Choice("persistent")
 
 
 @cache
-def table() -> dict[tuple[str, int], dict[str, Grid]]:
-    """(device name, SMs) -> route -> times. A route that shares rows by clusters is named 'clustered:8'."""
-    found: dict[tuple[str, int], dict[str, Grid]] = {}
+def table() -> dict[tuple[str, int], dict[Choice, Grid]]:
+    """(device name, SMs) -> choice -> times. Raises InvalidArgument for a choice that does not exist."""
+    found: dict[tuple[str, int], dict[Choice, Grid]] = {}
     file = shipped("measured.json")
     if not file.is_file():
         return found
     for device in json.loads(file.read_text())["devices"]:
-        times: dict[str, Grid] = {
-            route: {int(rows): {int(n): float(us) for n, us in line.items()} for rows, line in grid.items()}
-            for route, grid in device["times"].items()
+        times: dict[Choice, Grid] = {
+            Choice.parse(name): {
+                int(rows): {int(n): float(us) for n, us in line.items()} for rows, line in grid.items()
+            }
+            for name, grid in device["times"].items()
         }
         for name in device["names"]:
             found[name, device["sms"]] = times
     return found
 
 
-def measured_times(device: DeviceInfo, rows: int, length: int) -> dict[str, float]:
-    """Route -> microseconds for `rows` rows of `length`, between the shapes that were measured on this device.
+def measured_times(device: DeviceInfo, rows: int, length: int) -> dict[Choice, float]:
+    """Choice -> microseconds for `rows` rows of `length`, between the shapes that were measured on this device.
 
     Log-linear in rows and length; beyond the measured shapes as at their end. Empty where the device was not measured;
-    a route that was not measured at each of the shapes around is left out.
+    a choice that was not measured at each of the shapes around is left out.
     """
     grids = table().get((device.name, device.sms), {})
     if not grids:
@@ -47,12 +51,12 @@ def measured_times(device: DeviceInfo, rows: int, length: int) -> dict[str, floa
     lengths = sorted({n for grid in grids.values() for line in grid.values() for n in line})
     below, above, part = _neighbours(lengths, length)
     found = {}
-    for route, grid in grids.items():
+    for choice, grid in grids.items():
         corners = [grid.get(r, {}).get(n) for r in (fewer, more) for n in (below, above)]
         if all(corners):
             first, second, third, fourth = (math.log(us) for us in corners if us is not None)
             low, high = first * (1 - part) + second * part, third * (1 - part) + fourth * part
-            found[route] = math.exp(low * (1 - share) + high * share)
+            found[choice] = math.exp(low * (1 - share) + high * share)
     return found
 
 
@@ -76,7 +80,7 @@ SM_BYTES = 50_000.0
 DEVICE_BYTES_OF_AN_SM = 28_000.0
 
 
-def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int) -> dict[str, float]:
+def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int) -> dict[Choice, float]:
     """The same for a device that was never measured, from its SMs and clusters: good for comparing only."""
     size = 4.0 * length
 
@@ -86,12 +90,12 @@ def modelled_times(device: DeviceInfo, rows: int, length: int, sms_to_share: int
         rate = min(SM_BYTES, DEVICE_BYTES_OF_AN_SM * device.sms / max(busy, 1))
         return waves * (fixed + size / blocks_of_a_row / rate)
 
-    found = {"filtered": time(FIXED["short" if length <= SHORT else "filtered"], 1, device.sms)}
-    for group in CLUSTERS:
-        if group <= device.max_cluster:
+    found = {FILTERED: time(FIXED["short" if length <= SHORT else "filtered"], 1, device.sms)}
+    for choice in CHOICES:
+        if 1 < choice.cluster <= device.max_cluster:
             # SMs come in twos, so a cluster of two finds its place everywhere; larger ones leave some SMs over.
-            room = device.sms if group == 2 else device.sms * 7 // 8
-            found[f"clustered:{group}"] = time(FIXED["clustered"], group, room // group * group)
+            room = device.sms if choice.cluster == 2 else device.sms * 7 // 8
+            found[choice] = time(FIXED["clustered"], choice.cluster, room // choice.cluster * choice.cluster)
     if rows * sms_to_share <= device.sms:
-        found["persistent"] = time(FIXED["persistent"], device.sms // max(rows, 1), device.sms)
+        found[PERSISTENT] = time(FIXED["persistent"], device.sms // max(rows, 1), device.sms)
     return found

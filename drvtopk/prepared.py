@@ -16,7 +16,8 @@ from drvtopk.interop.arrays import DeviceView, rows_view, stream_handle
 from drvtopk.interop.calls import CallArrays, bind, launch, logits_and_stream
 from drvtopk.launch import Bound
 from drvtopk.launch import Prepared as _Prepared
-from drvtopk.plan import MAX_OFFSET, Plan, Problem
+from drvtopk.plan import Plan
+from drvtopk.problem import MAX_OFFSET, Problem
 from drvtopk.progress import preparing
 from drvtopk.spec import ASKED_ROUTES, Options
 from drvtopk.words import Dtype, IndexDtype, Nan, Order, Route, TieBreak, Waits
@@ -56,7 +57,7 @@ class Prepared:
         values: Any = None,
         row_starts: Any = None,
         page_table: Any = None,
-        page_size: int = 1,
+        page_size: SupportsIndex = 1,
         workspace: Any = None,
         stream: Any = None,
     ) -> None:
@@ -78,7 +79,7 @@ class Prepared:
         values: Any = None,
         row_starts: Any = None,
         page_table: Any = None,
-        page_size: int = 1,
+        page_size: SupportsIndex = 1,
         workspace: Any = None,
     ) -> Bound:
         """A launch of these very arrays, checked and packed now: calling what comes back, with a stream's handle, is

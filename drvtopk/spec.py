@@ -207,7 +207,7 @@ class Variant:
         route = one_of("route", self.route, ROUTES)
         options = instance("options", self.options, Options)
         instance("tuning", self.tuning, Tuning)
-        clusters = CLUSTERS if route == "clustered" else (1,)
+        clusters = cluster_sizes(route)
         places = {
             "residency": ((1, 2), "1 or 2"),
             "cluster": (clusters, f"{' or '.join(map(str, clusters))} for the route {route!r}"),
@@ -262,6 +262,11 @@ class Variant:
         alone = "" if self.residency > 1 else ",alone"
         pdl = ",pdl" if self.pdl else ""
         return f"{self.route}{self.options.suffix}<{self.k},{self.vec_size}{cluster}{alone}{pdl}>"
+
+
+def cluster_sizes(route: str) -> tuple[int, ...]:
+    """Blocks of a cluster that kernels of this route may have; 1: no cluster."""
+    return CLUSTERS if route == "clustered" else (1,)
 
 
 def check_k(k: object) -> int:

@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from drvtopk.choice import CHOICES, Choice
 from drvtopk.plan import Problem
 from drvtopk.spec import CLUSTERS, DTYPES, ROUTES, Options
 from drvtopk.testing.inputs import INPUTS
@@ -37,7 +38,7 @@ ADVERSARIAL_SHAPES = ((64, 131072), (1, 131072), (256, 8192))
 PREFILL_ROWS, PREFILL_LENGTHS, PREFILL_KS = (512, 1024, 2048, 4096), (4096, 8192, 32768, 131072), (512, 2048)
 BF16_ROWS, BF16_LENGTHS = (1, 4, 16, 64, 256), (4096, 16384, 65536, 262144, 1048576)
 TUNE_LENGTHS = (16384, 32768, 65536, 131072, 262144, 1048576)
-TUNE_ROUTES = ("filtered", *(f"clustered:{size}" for size in CLUSTERS), "persistent")
+TUNE_CHOICES = (Choice("filtered"), *(Choice("clustered", size) for size in CLUSTERS), Choice("persistent"))
 TUNE_BLOCKS = 528  # of a launch: four on each of 132 SMs; sharing rows beyond that has never paid
 TUNE_PERSISTENT = (4, 262144)  # at most so many rows and at least this length, or a group's barriers never pay
 ONE_K = (1024,)
@@ -121,13 +122,16 @@ class Cell:
 
 
 def split_route(route: str) -> tuple[str, int | None]:
-    """ "clustered:8" -> ("clustered", 8); without a number there is no group."""
-    name, _, group = route.partition(":")
-    return name, int(group) if group else None
+    """The route and the group that the planner is asked for: "clustered:8" names both, "auto" and "clustered" leave the
+    group to it. Raises InvalidArgument."""
+    if route in ("auto", "clustered"):
+        return route, None
+    choice = Choice.parse(route)
+    return choice.route, choice.cluster if choice.cluster > 1 else None
 
 
 def known_routes() -> tuple[str, ...]:
-    return ("auto", *ROUTES, *(f"clustered:{size}" for size in CLUSTERS))
+    return ("auto", *ROUTES, *(str(choice) for choice in CHOICES if choice.cluster > 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,16 +204,15 @@ def _bf16(asked: Asked) -> list[Cell]:
 def _tune(asked: Asked) -> list[Cell]:
     cells = []
     for cell in _grid(FULL_ROWS, TUNE_LENGTHS, ONE_K, asked):
-        routes = [route for route in TUNE_ROUTES if _sensible(route, cell)]
-        cells.append(dataclasses.replace(cell, routes=tuple(routes), replays=FEWER_REPLAYS))
+        routes = tuple(str(choice) for choice in TUNE_CHOICES if _sensible(choice, cell))
+        cells.append(dataclasses.replace(cell, routes=routes, replays=FEWER_REPLAYS))
     return cells
 
 
-def _sensible(route: str, cell: Cell) -> bool:
-    name, group = split_route(route)
-    if name == "persistent":
+def _sensible(choice: Choice, cell: Cell) -> bool:
+    if choice.route == "persistent":
         return cell.rows <= TUNE_PERSISTENT[0] and cell.len >= TUNE_PERSISTENT[1]
-    return name == "filtered" or cell.rows * (group or 1) <= TUNE_BLOCKS
+    return choice.route == "filtered" or cell.rows * choice.cluster <= TUNE_BLOCKS
 
 
 GRIDS: dict[str, Callable[[Asked], list[Cell]]] = {

@@ -171,7 +171,7 @@ def count(counts: Counter[str], case: Case, plan: Plan | None) -> None:
     counts[f"{plan.route}, {waits}"] += 1
     counts[f"loads of {plan.vec_size}"] += 1
     counts[options.dtype] += 1
-    if plan.why.startswith("fallback"):
+    if plan.rejected is not None:
         counts["fallback"] += 1
     for name in ("values", "row_starts", "page_table"):
         counts[name] += bool(getattr(options, name))

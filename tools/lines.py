@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drvtopk.choice import Choice
 from tools.cells import FULL_LENGTHS, FULL_ROWS
 
 Line = Mapping[str, Any]
@@ -27,9 +28,14 @@ def label(line: Line) -> str:
     return "auto" if line["planned"] else spelled(line)
 
 
+def choice_of(line: Line) -> Choice:
+    """What ran: the group is a choice where it is a cluster."""
+    return Choice(line["route"], line["group"] if line["route"] == "clustered" else 1)
+
+
 def spelled(line: Line) -> str:
-    """The route that ran, with the group where that is a choice."""
-    return f"{line['route']}:{line['group']}" if line["route"] == "clustered" else str(line["route"])
+    """What ran, in a word: "filtered", "clustered:8"."""
+    return str(choice_of(line))
 
 
 def is_plain(line: Line) -> bool:

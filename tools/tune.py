@@ -20,16 +20,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from drvtopk.choice import Choice
 from drvtopk.measured import Grid, modelled_times
 from drvtopk.spec import DEFAULT_TUNING, KNOWN_DEVICES, DeviceInfo
-from tools.lines import is_plain, read, spelled
+from tools.lines import choice_of, is_plain, read
 from tools.timing import DRIFT, drift
 
 MEASURED = Path(__file__).resolve().parent.parent / "drvtopk" / "measured.json"
 K = 1024
 PROVENANCE = ("command", "date", "driver", "drvtopk", "gpu", "nvrtc")
 
-Times = dict[str, dict[int, dict[int, float]]]  # route, rows, length -> microseconds
+Times = dict[Choice, dict[int, dict[int, float]]]  # choice, rows, length -> microseconds
 
 
 def wanted(line: Mapping[str, Any]) -> bool:
@@ -37,19 +38,14 @@ def wanted(line: Mapping[str, Any]) -> bool:
 
 
 def times(lines: Sequence[Mapping[str, Any]]) -> Times:
-    """Microseconds by route, rows and length, each sorted."""
-    several: dict[tuple[str, int, int], list[float]] = {}
+    """Microseconds by choice, rows and length, each sorted."""
+    several: dict[tuple[Choice, int, int], list[float]] = {}
     for line in lines:
-        several.setdefault((spelled(line), line["rows"], line["len"]), []).append(line["us"])
+        several.setdefault((choice_of(line), line["rows"], line["len"]), []).append(line["us"])
     found: Times = {}
-    for (route, rows, length), us in sorted(several.items(), key=lambda item: (_order(item[0][0]), *item[0][1:])):
-        found.setdefault(route, {}).setdefault(rows, {})[length] = round(statistics.median(us), 3)
+    for (choice, rows, length), us in sorted(several.items()):
+        found.setdefault(choice, {}).setdefault(rows, {})[length] = round(statistics.median(us), 3)
     return found
-
-
-def _order(route: str) -> tuple[str, int]:
-    name, _, group = route.partition(":")
-    return name, int(group or 0)
 
 
 def device(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -68,12 +64,12 @@ def spelled_out(devices: Sequence[Mapping[str, Any]]) -> str:
     entries = []
     for entry in devices:
         routes = []
-        for route, by_rows in entry["times"].items():
+        for choice, by_rows in entry["times"].items():
             rows = [
                 f"    {json.dumps(str(r))}: {json.dumps({str(n): us for n, us in of.items()})}"
                 for r, of in by_rows.items()
             ]
-            routes.append(f"   {json.dumps(route)}: {{\n" + ",\n".join(rows) + "\n   }")
+            routes.append(f"   {json.dumps(str(choice))}: {{\n" + ",\n".join(rows) + "\n   }")
         head = [
             f"  {json.dumps(name)}: {json.dumps(entry[name], sort_keys=True)}"
             for name in ("names", "provenance", "sms")
@@ -84,11 +80,11 @@ def spelled_out(devices: Sequence[Mapping[str, Any]]) -> str:
 
 def fastest(found: Times) -> list[str]:
     """A table: rows down, lengths across, the fastest route and how much slower the next one is."""
-    at: dict[int, dict[int, list[tuple[float, str]]]] = {}
-    for route, by_rows in found.items():
+    at: dict[int, dict[int, list[tuple[float, Choice]]]] = {}
+    for choice, by_rows in found.items():
         for rows, by_length in by_rows.items():
             for length, us in by_length.items():
-                at.setdefault(rows, {}).setdefault(length, []).append((us, route))
+                at.setdefault(rows, {}).setdefault(length, []).append((us, choice))
     lengths = sorted({length for by_length in at.values() for length in by_length})
     said = [f"{'rows':>5} " + " ".join(f"{length:>21}" for length in lengths)]
     for rows in sorted(at):
@@ -101,15 +97,15 @@ def fastest(found: Times) -> list[str]:
     return said
 
 
-def modelled(known: DeviceInfo, found: Mapping[str, Grid]) -> list[tuple[float, int, int, str]]:
+def modelled(known: DeviceInfo, found: Mapping[Choice, Grid]) -> list[tuple[float, int, int, Choice]]:
     """What plans would lose if this GPU were not measured, the most first: how many times as long as the fastest route
-    takes what the planner's model chooses, at which rows and length, and the route."""
+    takes what the planner's model chooses, at which rows and length, and that choice."""
     losses = []
-    for rows, by_length in found.get("filtered", {}).items():
+    for rows, by_length in found.get(Choice("filtered"), {}).items():
         for length in by_length:
-            real = {route: by_rows[rows][length] for route, by_rows in found.items() if length in by_rows.get(rows, {})}
+            real = {choice: grid[rows][length] for choice, grid in found.items() if length in grid.get(rows, {})}
             guessed = modelled_times(known, rows, length, DEFAULT_TUNING.sms_to_share)
-            chosen = min(guessed.keys() & real.keys(), key=lambda route: guessed[route])
+            chosen = min(guessed.keys() & real.keys(), key=lambda choice: guessed[choice])
             losses.append((real[chosen] / min(real.values()), rows, length, chosen))
     return sorted(losses, reverse=True)
 
@@ -131,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for entry in devices:
         print(f"{entry['names'][0]}, {entry['provenance']['date']}", *fastest(entry["times"]), sep="\n")
         for known in (KNOWN_DEVICES[name] for name in entry["names"] if name in KNOWN_DEVICES):
-            for loss, rows, length, route in modelled(known, entry["times"])[:1]:
-                print(f"not measured, its plans would take up to {loss:.2f}x the fastest ({rows} x {length}: {route})")
+            for loss, rows, length, choice in modelled(known, entry["times"])[:1]:
+                print(f"not measured, its plans would take up to {loss:.2f}x the fastest ({rows} x {length}: {choice})")
         apart = drift([line["control_us"] for line in by_gpu[entry["names"][0]]])
         if apart > DRIFT:
             print(f"NOT COMPARABLE: the control read took {apart:.0%} longer in some cells than in others")

@@ -23,7 +23,9 @@ from drvtopk.cli.selecting import NOT_ON_A_DEVICE
 from drvtopk.compiler import compile_variant
 from drvtopk.engine import Engine, current_engine
 from drvtopk.launch import Prepared
-from drvtopk.plan import Plan, Problem, after_refusal, plan
+from drvtopk.plan import after_refusal, plan
+from drvtopk.planned import Plan
+from drvtopk.problem import Problem
 from drvtopk.spec import KNOWN_DEVICES, MAX_K
 from drvtopk.testing.oracle import faults, topk_reference
 
@@ -129,7 +131,7 @@ def _timed(engine: Engine, prepared: Prepared, arrays: list[npt.NDArray[Any]]) -
 def _report(made: Plan, device: str, seconds: float, microseconds: float, timed: str, *, quiet: bool) -> dict[str, Any]:
     document = {
         "device": device,
-        "plan": dataclasses.asdict(made),
+        "plan": made.document(),
         "prepare_seconds": seconds,
         "microseconds": microseconds,
         "timed": timed,
@@ -168,7 +170,7 @@ def _without_a_device(
         "device": None,
         "note": NOT_ON_A_DEVICE,
         "planned_for": device.name,
-        "plan": dataclasses.asdict(made),
+        "plan": made.document(),
         "reference_seconds": seconds,
         "instantiations": [{"variant": one.what, "arch": one.arch, **dataclasses.asdict(one.info)} for one in compiled],
     }

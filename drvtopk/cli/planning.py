@@ -16,16 +16,10 @@ from drvtopk.engine import current_engine
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument
 from drvtopk.explain import explain
 from drvtopk.export.prebuilt import current
-from drvtopk.plan import (
-    MAX_STRIDE,
-    Clusters,
-    Occupancy,
-    Plan,
-    Problem,
-    calculated_clusters,
-    calculated_occupancy,
-    plan,
-)
+from drvtopk.occupancy import Clusters, Occupancy, calculated_clusters, calculated_occupancy
+from drvtopk.plan import plan
+from drvtopk.planned import Plan
+from drvtopk.problem import MAX_STRIDE, Problem
 from drvtopk.progress import preparing
 from drvtopk.spec import (
     CLUSTERS,
@@ -177,11 +171,10 @@ def _report(
         group=arguments.group,
         clusters=clusters,
     )
-    document = dataclasses.asdict(made)
     if arguments.json:
         print_json(
             {
-                **document,
+                **made.document(),
                 "offset": problem.offset,
                 "fixed_smem_bytes": made.variant.fixed_smem_bytes,
                 "group_state_bytes": made.variant.group_state_bytes(made.group) if made.cooperative else 0,
@@ -209,13 +202,13 @@ def _report(
             }
         )
     else:
-        print(explain(made, problem=problem), end="\n\n")
+        print(explain(made), end="\n\n")
         print_pairs(_for_a_person(made, source))
     return 0
 
 
 def _for_a_person(made: Plan, source: str) -> Iterator[tuple[str, object]]:
-    for name, value in dataclasses.asdict(made).items():
+    for name, value in made.document().items():
         if name == "options":
             yield name, in_words(made.options)
         elif name not in ("why", "tuning", "rejected"):

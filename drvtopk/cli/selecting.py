@@ -17,7 +17,8 @@ from drvtopk.cli.output import add_json, note, print_json, whole
 from drvtopk.engine import current_engine
 from drvtopk.errors import InvalidArgument
 from drvtopk.interop.host_arrays import check_pages, logits_dtype, row_lengths, row_starts_of
-from drvtopk.plan import Plan, Problem
+from drvtopk.planned import Plan
+from drvtopk.problem import Problem
 from drvtopk.spec import INDEX_DTYPES, MAX_K, MAX_WIDTH, ROUTES, Options
 from drvtopk.testing.oracle import topk_reference
 
@@ -122,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "page_size": arguments.page_size or 1,
                 "device": device[0].name if device else None,
                 "why": why,
-                "plan": None if made is None else dataclasses.asdict(made),
+                "plan": None if made is None else made.document(),
                 "seconds": seconds,
             }
         )

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from drvtopk.engine import Engine
 from drvtopk.errors import PlanError
 from drvtopk.launch import Prepared
-from drvtopk.plan import Problem, plan
+from drvtopk.plan import plan
+from drvtopk.problem import Problem
 from drvtopk.testing.oracle import faults
 
 Floats = npt.NDArray[np.float32]
@@ -60,8 +61,7 @@ def steps(engine: Engine, logits: Floats, timed: Timed) -> Iterator[dict[str, An
     )
     larger = replace(engine.device, sms=2 * engine.device.sms)  # a GPU that would hold it
     oversubscribed = plan(problem, larger, engine.occupancy, route=_ROUTE, chunk=CHUNK)
-    resident = engine.device.sms * oversubscribed.occupancy
-    oversubscribed = replace(oversubscribed, sms=engine.device.sms, resident_cap=resident)
+    oversubscribed = replace(oversubscribed, limits=engine.device)
     yield launched(
         f"{oversubscribed.grid} blocks launched all the same",
         engine.prepare(problem, plan=oversubscribed),

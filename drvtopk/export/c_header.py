@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import drvtopk
 from drvtopk import measured, spec
+from drvtopk.choice import Choice
 from drvtopk.errors import InvalidArgument
 from drvtopk.export.manifest import ExportedKernel, parameters
-from drvtopk.plan import MAX_STRIDE
+from drvtopk.problem import MAX_OFFSET, MAX_STRIDE
 from drvtopk.source import shipped
 from drvtopk.spec import Options, Tuning, Variant
 
-_MAX_OFFSET = 2**62  # of plan.Problem
 _PLANNED_BY = {
     "radix_threshold": "elements; rows up to this length belong to one block; compiled in",
     "cluster_threshold": "elements; rows longer than this are shared by the blocks of a cluster; compiled in",
@@ -31,7 +31,7 @@ _REASONS = {
     "many_rows": "fewer than tuning.sms_to_share SMs for each row",
     "measured": "the fastest of those that fit, by times measured on this device",
     "modelled": "the same by a model of this device",
-    "alone": "persistent as what is left",
+    "few_rows": "persistent: long rows, few enough that blocks share each",
     "waits_forbidden": "fallback: blocks would wait for each other",
     "does_not_fit": "fallback: the blocks of one row do not fit together, or their kernel is not exported",
     "refused": "fallback: the driver refused the launch",
@@ -270,7 +270,7 @@ def _definitions() -> list[str]:
         "MAX_WIDTH": spec.MAX_WIDTH,
         "MAX_K": spec.MAX_K,
         "MAX_STRIDE": MAX_STRIDE,
-        "MAX_OFFSET": _MAX_OFFSET,
+        "MAX_OFFSET": MAX_OFFSET,
         "CLUSTERS": _list(spec.CLUSTERS),
         "ROUTE_NAMES": _list(map(_text, spec.ASKED_ROUTES)),
         "REASON_NAMES": _list(map(_text, _REASONS)),
@@ -338,7 +338,7 @@ def _measured() -> list[str]:
         lengths = sorted({n for grid in grids.values() for line in grid.values() for n in line})
         if id(grids) not in written:  # one table may go by several names
             tag = written[id(grids)] = f"drvtopk_measured_{len(written)}"
-            choices = [_choice(route) for route in grids]
+            choices = [_choice(choice) for choice in grids]
             lines += [
                 f"static const drvtopk_choice {tag}_choice[] = {_list(choices)};",
                 f"static const int64_t {tag}_row[] = {_list(counts)};",
@@ -358,10 +358,9 @@ def _measured() -> list[str]:
     return [*lines, "static const drvtopk_measured drvtopk_measured_times[] = {", *rows_of_table, "};", ""]
 
 
-def _choice(name: str) -> str:
-    """'clustered:8' as a drvtopk_choice."""
-    route, _, cluster = name.partition(":")
-    return _list([_enumerator("route", route), cluster or 1])
+def _choice(choice: Choice) -> str:
+    """As a drvtopk_choice."""
+    return _list([_enumerator("route", choice.route), choice.cluster])
 
 
 def _enumerator(name: str, value: str) -> str:

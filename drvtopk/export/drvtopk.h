@@ -505,7 +505,7 @@ static inline void drvtopk_modelled_ways_(const drvtopk_planning_* p, drvtopk_wa
 // The ways to launch, the best first. The last is one that always fits, or persistent.
 static inline void drvtopk_rank_(const drvtopk_planning_* p, drvtopk_ways_* ways) {
   const drvtopk_problem* problem = &p->problem;
-  drvtopk_reason last = DRVTOPK_REASON_ALONE;
+  drvtopk_reason last = DRVTOPK_REASON_FEW_ROWS;
   if (problem->rows * p->tuning.sms_to_share > p->device.sms) last = DRVTOPK_REASON_MANY_ROWS;
   if (p->problem.max_seq_len <= p->tuning.radix_threshold) last = DRVTOPK_REASON_SHORT_ROWS;
   ways->count = 0;
@@ -514,7 +514,7 @@ static inline void drvtopk_rank_(const drvtopk_planning_* p, drvtopk_ways_* ways
     ways->count = 0;
     drvtopk_modelled_ways_(p, ways);
   }
-  drvtopk_add_way_(ways, last == DRVTOPK_REASON_ALONE ? 0 : 1, HUGE_VAL, last);
+  drvtopk_add_way_(ways, last == DRVTOPK_REASON_FEW_ROWS ? 0 : 1, HUGE_VAL, last);
 }
 
 // Planning ----------------------------------------------------------------------------------------------------------
@@ -635,7 +635,7 @@ static inline drvtopk_error drvtopk_plan_(drvtopk_planning_* p, drvtopk_plan* pl
     }
   }
   if (!tried) {
-    error = drvtopk_persistent_(p, problem->chunk, choose ? DRVTOPK_REASON_ALONE : DRVTOPK_REASON_ASKED, plan);
+    error = drvtopk_persistent_(p, problem->chunk, choose ? DRVTOPK_REASON_FEW_ROWS : DRVTOPK_REASON_ASKED, plan);
     rejected = plan->rejected;
   }
   if (error == DRVTOPK_QUESTION_FAILED || (!error && !(plan->cooperative && problem->waits_never))) return error;

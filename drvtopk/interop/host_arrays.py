@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from drvtopk.checks import integer, one_of
 from drvtopk.errors import InvalidArgument
-from drvtopk.plan import Problem
+from drvtopk.problem import Problem
 from drvtopk.spec import DTYPES
 
 Array = npt.NDArray[Any]

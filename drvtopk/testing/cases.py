@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.plan import Plan, Problem
+from drvtopk.planned import Plan
+from drvtopk.problem import Problem
 from drvtopk.spec import (
     CLUSTERS,
     DEFAULT_TUNING,

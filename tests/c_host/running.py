@@ -6,15 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.plan import Plan, Problem, _choices
-from drvtopk.spec import DeviceInfo
+from drvtopk.plan import Plan
 
 SOURCES = Path(__file__).resolve().parent
 CC = shutil.which("cc")
@@ -144,29 +142,8 @@ class Ran:
 
 
 def as_printed(made: Plan) -> dict[str, Any]:
-    """Python's plan as the C host prints the same one, but for its reason."""
-    fields = asdict(made)
+    """Python's plan as the C host prints the same one."""
+    fields = made.document()
     del fields["tuning"], fields["options"], fields["why"]
-    return {**fields, "kernel": str(made.variant), "missing": 0, "first_missing": ""}
-
-
-def reason_of(made: Plan, problem: Problem, device: DeviceInfo, *, asked: bool, refused: bool = False) -> str:
-    """What decided a plan, from its sentence. Persistent does not say why it was chosen: then from the choices."""
-    if made.rejected is not None:
-        if refused:
-            return "refused"
-        return "waits_forbidden" if "the caller forbids" in made.why else "does_not_fit"
-    if asked:
-        return "asked"
-    why = made.why
-    if made.route == "persistent":
-        device = device.with_limits(sms=made.sms)
-        why = next(why for name, why in _choices(problem, device, made.tuning) if name == "persistent") or "alone"
-    words = {
-        "no row above": "short_rows",
-        "sharing pays": "many_rows",
-        "measured": "measured",
-        "by a model": "modelled",
-        "alone": "alone",
-    }
-    return next(reason for word, reason in words.items() if word in why)
+    found = {"kernel": str(made.variant), "reason": made.reason.kind.value, "missing": 0, "first_missing": ""}
+    return {**fields, **found}

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from drvtopk import engine
+from drvtopk.choice import Choice
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine
 from drvtopk.errors import PlanError
 from drvtopk.launch import Prepared
-from drvtopk.plan import Plan, Problem
+from drvtopk.plan import Problem
+from drvtopk.planned import FIGURES
 from drvtopk.spec import KNOWN_DEVICES
 from drvtopk.testing import inputs
 from drvtopk.testing.inputs import INPUTS
@@ -113,7 +115,7 @@ def test_every_set_is_measured_and_found_right(
     monkeypatch.setattr(cells, "ADVERSARIAL_SHAPES", ((3, 300), (1, 9000)))
     monkeypatch.setattr(cells, "FULL_ROWS", (1, 2))
     monkeypatch.setattr(cells, "TUNE_LENGTHS", (2000,))
-    monkeypatch.setattr(cells, "TUNE_ROUTES", ("filtered",))
+    monkeypatch.setattr(cells, "TUNE_CHOICES", (Choice("filtered"),))
     ks = "--k 1024" if grid == "bf16" else "--k 64"
     found = run(f"--grid {grid} {ks}", tmp_path / "cells.jsonl")
     layouts = {(c["rows"], c["stride"], c["offset"], c["vec_size"]) for c in found}
@@ -255,7 +257,7 @@ def _with_clusters() -> Any:
         if group == 16:
             raise PlanError("clustered", "no cluster of 16 blocks fits")
         ready = prepare(self, problem, route="filtered")
-        made = SimpleNamespace(**{name: getattr(ready.plan, name) for name in Plan.__slots__})
+        made = SimpleNamespace(**{name: getattr(ready.plan, name) for name in FIGURES})
         made.route, made.group = "clustered", group
         return SimpleNamespace(plan=made, workspace_bytes=0, launch=ready.launch)
 

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,23 +25,16 @@ import pytest
 import drvtopk
 from drvtopk import engine, measured, spec
 from drvtopk.cache import Cache
+from drvtopk.choice import CHOICES, Choice
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.export import ExportedKernel, export_kernels
 from drvtopk.export.c_header import kernels_header
 from drvtopk.launch import EXTRAS_BYTES, PARAMS_BYTES
-from drvtopk.plan import (
-    MAX_STRIDE,
-    Plan,
-    Problem,
-    Rejected,
-    _constraint,
-    after_refusal,
-    calculated_clusters,
-    calculated_occupancy,
-    plan,
-)
+from drvtopk.plan import Plan, Problem, Rejected, after_refusal, calculated_clusters, calculated_occupancy, plan
+from drvtopk.problem import MAX_STRIDE
+from drvtopk.reasons import Kind
 from drvtopk.spec import (
     ARCHITECTURES,
     CLUSTERS,
@@ -58,7 +52,7 @@ from drvtopk.spec import (
     Variant,
 )
 from drvtopk.testing.oracle import faults, ordered_keys
-from tests.c_host.running import CC, SOURCES, STRICT, Host, Ran, as_printed, build, cc, reason_of, undefined_is_fatal
+from tests.c_host.running import CC, SOURCES, STRICT, Host, Ran, as_printed, build, cc, undefined_is_fatal
 from tests.fake_driver import FakeDriver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,17 +94,17 @@ def instantiations(arch: str, k: int, options: Options) -> list[Variant]:
     return list(dict.fromkeys(every))
 
 
-def made_up_times(chance: random.Random, shapes: int) -> dict[str, measured.Grid]:
+def made_up_times(chance: random.Random, shapes: int) -> dict[Choice, measured.Grid]:
     """Times with gaps and ties, by which any route may be the fastest."""
     counts = sorted(chance.sample(range(1, 300), shapes))
     lengths = sorted(chance.sample(range(5000, 2_000_000), shapes))
-    routes = ["filtered", "persistent", *(f"clustered:{size}" for size in CLUSTERS)]
-    chance.shuffle(routes)
+    choices = list(CHOICES)
+    chance.shuffle(choices)
 
     def line() -> dict[int, float]:
         return {n: float(chance.randint(4, 12)) for n in lengths if chance.random() < 0.9}
 
-    return {route: {rows: line() for rows in counts if chance.random() < 0.9} for route in routes}
+    return {choice: {rows: line() for rows in counts if chance.random() < 0.9} for choice in choices}
 
 
 class Shim:
@@ -205,7 +199,7 @@ def tuned(tuning: Tuning) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def times() -> dict[tuple[str, int], dict[str, measured.Grid]]:
+def times() -> dict[tuple[str, int], dict[Choice, measured.Grid]]:
     """What was measured, and what never was."""
     chance = random.Random(SEED)
     invented = {(f"measured {n}", chance.randint(1, 200)): made_up_times(chance, n % 4 + 1) for n in range(12)}
@@ -341,7 +335,7 @@ def constraint(said: dict[str, Any], device: DeviceInfo) -> str:
     rejected = Rejected(**said["rejected"])
     if rejected.route == "filtered":
         return f"needs {rejected.smem_bytes} bytes of shared memory and none fits an SM"
-    return _constraint(rejected, device.smem_optin)
+    return rejected.constraint(device.smem_optin)
 
 
 @pytest.mark.exhaustive("plans")
@@ -349,6 +343,7 @@ def constraint(said: dict[str, Any], device: DeviceInfo) -> str:
 def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any, part: int) -> None:
     chance = random.Random(SEED + part)
     seen: dict[str, int] = {}
+    reasons: Counter[Kind] = Counter()
     for number in range(5_000):
         drawn = Drawn(chance, list(times))
         tuning = drawn.how.get("tuning", DEFAULT_TUNING)
@@ -367,13 +362,11 @@ def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any, part: i
         asked = drawn.answers()
         code, said = shim.plan(drawn.given, drawn.device, drawn.occupancy, drawn.clusters, **drawn.how)
         assert code == 0, f"{about}: {said}"
-        named = drawn.how["route"] != "auto" or "chunk" in drawn.how
-        reason = reason_of(made, drawn.problem, drawn.device, asked=named)
-        assert said == {**as_printed(made), "reason": reason}, about
+        assert said == as_printed(made), about
         assert drawn.answers() == asked, about
-        seen[reason] = seen.get(reason, 0) + 1
         kind = "fallback" if made.rejected else "cooperative" if made.cooperative else made.route
         seen[kind] = seen.get(kind, 0) + 1
+        reasons[made.reason.kind] += 1
         if made.cooperative or made.route == "clustered":
             follows: Plan | str
             try:
@@ -391,11 +384,11 @@ def test_the_c_planner_makes_the_plans_of_python(shim: Shim, times: Any, part: i
             if isinstance(follows, str):
                 assert code and follows.endswith(constraint(said, drawn.device)), about
             else:
-                assert said == {**as_printed(follows), "reason": "refused"}, about
+                assert said == as_printed(follows), about
             drawn.answers()
     least = {"refused", "fallback", "cooperative", "persistent", "filtered", "clustered"}
-    least |= {"asked", "short_rows", "many_rows", "measured", "modelled", "waits_forbidden", "does_not_fit"}
-    assert all(seen.get(kind, 0) > 25 for kind in least) and seen["alone"], seen
+    assert all(seen.get(kind, 0) > 25 for kind in least), seen
+    assert all(reasons[kind] > 10 for kind in set(Kind) - {Kind.REFUSED}), reasons
 
 
 def launched(said: dict[str, Any]) -> dict[str, Any]:
@@ -452,7 +445,7 @@ def test_a_kernel_that_is_wanted_twice_is_missing_once(tmp_path: Path) -> None:
     problem = Problem(rows=200, width=40_000, k=1024)
     device = replace(KNOWN_DEVICES["h200"], name="never measured")
     code, said = alone.plan(problem, device, lambda v, smem: 2, lambda v, smem: 60)
-    assert (code, said["kernel"], said["reason"]) == (0, "persistent<1024,4>", "alone")
+    assert (code, said["kernel"], said["reason"]) == (0, "persistent<1024,4>", "few_rows")
     assert said["missing"] == 1 + len(CLUSTERS), "the model and the rule for many rows both name filtered"
 
 
@@ -602,7 +595,7 @@ def test_parameter_blocks_are_those_of_prepared_calls(shim: Shim, monkeypatch: p
             assert block == host.block(len(block)), f"{arrays} {prepared.plan}"
             filled += 1
     assert filled > 300 and set(refused) == set(ARRAYS), refused
-    code, _ = shim.params(replace(prepared.plan, rows=0), {})
+    code, _ = shim.params(replace(prepared.plan, problem=replace(prepared.plan.problem, rows=0)), {})
     assert code == 0, "without rows nothing is launched, and no address needed"
 
 
@@ -628,7 +621,7 @@ def test_a_header_without_measured_times_and_with_strange_names_compiles(
     kernel = replace(
         exported(Variant(route="filtered", k=64, vec_size=1, residency=1), "sm_80"), file='a "b"\\??/\u00e9\n.cubin'
     )
-    strange = {('GPU "x"\\', 7): {"filtered": {1: {10: 2.0}}}}
+    strange = {('GPU "x"\\', 7): {Choice("filtered"): {1: {10: 2.0}}}}
     for number, found in enumerate(({}, strange)):
         monkeypatch.setattr(measured, "table", lambda found=found: found)
         folder = tmp_path / str(number)
@@ -782,8 +775,7 @@ def planned_by_python(problem: Problem, **how: Any) -> dict[str, Any]:
     made = plan(problem, HOPPER, occupancy, clusters=clusters, **how)
     if refused:
         made = after_refusal(made, problem, HOPPER, occupancy)
-    named = how.get("route", "auto") != "auto" or "chunk" in how
-    return {**as_printed(made), "reason": reason_of(made, problem, HOPPER, asked=named, refused=refused)}
+    return as_printed(made)
 
 
 def logits(rows: int, width: int) -> npt.NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,6 @@ from drvtopk.plan import Plan, Problem, after_refusal, calculated_occupancy, pla
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, KernelInfo, Options, Tuning, Variant, min_blocks
 
 GOLDEN = Path(__file__).parent / "golden_explanations.txt"
-REFUSED = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
 H200, A100, L40S = (KNOWN_DEVICES[name] for name in ("h200", "a100", "l40s"))
 
 
@@ -38,7 +38,7 @@ def made(device: DeviceInfo, problem: Problem, **how: Any) -> tuple[Plan, Proble
 
 def refused() -> tuple[Plan, Problem]:
     first, problem = made(H200, Problem(rows=4, width=400_000, k=1024), route="persistent")
-    return after_refusal(first, problem, H200, occupancy_of(H200), REFUSED), problem
+    return after_refusal(first, problem, H200, occupancy_of(H200)), problem
 
 
 def refused_clusters() -> tuple[Plan, Problem]:
@@ -147,8 +147,23 @@ def test_what_narrows_the_loads_is_named() -> None:
 def test_a_prepared_problem_brings_what_was_asked_along() -> None:
     p, problem = cases()["filtered, a budget"]
     prepared = SimpleNamespace(plan=p, problem=problem)
-    assert drvtopk.explain(prepared) == explain(p, problem=problem) != explain(p)
-    assert "sm_budget=20" in drvtopk.explain(prepared)
+    assert drvtopk.explain(prepared) == explain(p) == explain(p, problem=problem)
+    assert "sm_budget=20" in explain(p)
+
+
+def test_another_problem_may_be_what_was_asked() -> None:
+    """As where a plan that was made for one problem was prepared for another."""
+    p, problem = cases()["filtered, a budget"]
+    asked = replace(problem, sm_budget=30, offset=7)
+    for said in (explain(p, problem=asked), drvtopk.explain(SimpleNamespace(plan=p, problem=asked))):
+        assert "sm_budget=30" in said and "sm_budget=20" not in said and "lies 3 past" in said
+
+
+def test_what_forbade_the_launch_is_the_plans_reason() -> None:
+    p, problem = cases()["fallback, waiting is forbidden"]
+    assert explain(p, problem=replace(problem, waits="allowed")) == explain(
+        p
+    ) and "which the caller forbids" in explain(p)
 
 
 def test_no_line_is_said_twice_and_each_is_a_sentence() -> None:

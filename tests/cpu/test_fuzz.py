@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 import drvtopk
-from drvtopk.plan import vec_size
-from drvtopk.spec import ROUTES
+from drvtopk.plan import Problem, plan
+from drvtopk.routes import vec_size
+from drvtopk.spec import KNOWN_DEVICES, ROUTES
 from drvtopk.testing.cases import CHOICES, draw, every_pair
 from tests.needs import needs_cpp, needs_nvrtc
 from tools import fuzz
@@ -53,6 +55,14 @@ def tree(folder: Path, file: str, text: str, by: str) -> Path:
     assert changed.read_text().count(text) == 1
     changed.write_text(changed.read_text().replace(text, by))
     return folder
+
+
+def test_a_fallback_is_counted_as_one() -> None:
+    case, device = draw(1, 7, 20, small=True), KNOWN_DEVICES["a100"]
+    for width, fallbacks in ((1000, 0), (9_000_000, 1)):
+        counts: Counter[str] = Counter()
+        fuzz.count(counts, case, plan(Problem(rows=1, width=width, k=64), device, lambda variant, smem: 2))
+        assert counts["cases"] == 1 and counts["fallback"] == fallbacks
 
 
 def test_a_seed_and_a_number_are_one_case() -> None:

@@ -17,6 +17,7 @@ from drvtopk.engine import Engine
 from drvtopk.errors import NotPrepared, PlanError
 from drvtopk.interop.arrays import from_address
 from drvtopk.plan import Plan, Problem
+from drvtopk.reasons import Kind
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo
 from drvtopk.words import Route
 from tests import emulated
@@ -140,7 +141,7 @@ def test_a_cooperative_grid_that_such_a_stream_never_holds_is_not_launched(
     fake.calls.clear()
     run(LARGE)
     assert "cuLaunchCooperativeKernel" not in fake.names and fake.names[-1] == "cuLaunchKernel"
-    assert prepared.plan.route == "filtered" and "refused" in prepared.plan.why
+    assert prepared.plan.route == "filtered" and prepared.plan.reason.kind is Kind.REFUSED
 
 
 def test_clusters_are_those_that_the_streams_sms_hold(host: Engine, fake: FakeDriver) -> None:

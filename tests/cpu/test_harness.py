@@ -202,7 +202,8 @@ def test_the_same_row_as_planned_for_those_slots_finishes(slots: int) -> None:
 
 def test_a_bounded_wait_reports_and_ends() -> None:
     bug = ancestor(4)
-    limited = replace(bug.plan, tuning=replace(bug.plan.tuning, wait_limit=2000))
+    variant = replace(bug.plan.variant, tuning=replace(bug.plan.tuning, wait_limit=2000))
+    limited = replace(bug.plan, variant=variant)
     complaint = replace(bug, plan=limited).complaint()
     assert complaint.startswith("deadlock: block ") and "gave up" in complaint
 

@@ -19,6 +19,7 @@ from drvtopk.events import EVENTS, tell
 from drvtopk.export import export_kernels, prebuilt
 from drvtopk.export.prebuilt import Prebuilt
 from drvtopk.plan import Problem
+from drvtopk.reasons import Kind
 from drvtopk.spec import instantiations
 from tests.fake_driver import FakeDriver
 
@@ -85,7 +86,7 @@ def test_a_fallback_is_a_warning_unless_it_was_asked_for(caplog: pytest.LogCaptu
     ready = made.prepare(long, chunk=20_000)
     event, level, text = told(caplog)[-1]
     assert (event, level) == ("fallback", "WARNING")
-    assert text == f"1 rows of 3000000, k 64: {ready.plan.why}" and ready.plan.why.startswith("fallback:")
+    assert text == f"1 rows of 3000000, k 64: {ready.plan.why}" and ready.plan.reason.kind is Kind.DOES_NOT_FIT
     never = Problem(rows=1, width=3_000_000, k=64, waits="never")
     made.prepare(never, chunk=400_000)
     assert told(caplog)[-1][:2] == ("plan", "INFO")
@@ -98,7 +99,7 @@ def test_a_refused_launch_is_a_warning_once(caplog: pytest.LogCaptureFixture) ->
     fake.fail["cuLaunchCooperativeKernel"] = 720
     for _ in range(3):
         ready.launch(*ADDRESSES)
-    assert told(caplog) == [("fallback", "WARNING", ready.plan.why)] and "720" in ready.plan.why
+    assert told(caplog) == [("fallback", "WARNING", ready.plan.why)] and ready.plan.reason.kind is Kind.REFUSED
 
 
 def test_a_folder_that_cannot_be_used_is_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

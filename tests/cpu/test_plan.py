@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drvtopk import measured
+from drvtopk.choice import CHOICES, Choice
 from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.measured import measured_times, modelled_times
 from drvtopk.plan import Occupancy, Plan, Problem, after_refusal, calculated_clusters, calculated_occupancy, plan
+from drvtopk.reasons import Kind, Reason
 from drvtopk.spec import (
     CLUSTERS,
     DEFAULT_TUNING,
@@ -34,6 +36,9 @@ from tools.tune import modelled
 READ = measured.table  # before the fixture that hides what was measured
 KERNEL = KernelInfo(registers=32, spill_bytes=0, stack_bytes=0, static_smem_bytes=0, cubin_bytes=1)
 RADIX_THRESHOLD = 32768
+REFUSED = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
+FILTERED, PERSISTENT = Choice("filtered"), Choice("persistent")
+OF_4, OF_8, OF_16 = (Choice("clustered", n) for n in (4, 8, 16))
 
 devices = st.one_of(
     st.sampled_from(sorted(KNOWN_DEVICES.values(), key=lambda d: d.name)),
@@ -141,19 +146,20 @@ def clusters_pay(problem: Problem, device: DeviceInfo) -> bool:
 
 def alone_pays(made: Plan, problem: Problem, device: DeviceInfo, *, clusters_fit: bool = True) -> None:
     """One block a row, because waiting is not worth it or because the blocks of a row do not fit."""
-    if made.rejected is None and clusters_pay(problem, device) and "the fastest" in made.why:
+    if made.rejected is None and made.reason.kind is Kind.MODELLED:
         times = modelled_times(device, problem.rows, problem.longest, 16)
-        better = [name for name, us in times.items() if us < times["filtered"] and name != "persistent"]
-        assert made.why.startswith("filtered: ")
+        better = [choice for choice, us in times.items() if us < times[FILTERED] and choice != PERSISTENT]
+        assert clusters_pay(problem, device)
         assert not better or not clusters_fit or device.name == "drawn", "what was ranked before did not fit"
         return
     if made.rejected is not None:
-        assert made.why.startswith("fallback: ")
+        assert made.reason == Reason(kind=Kind.DOES_NOT_FIT)
         assert made.rejected.group > made.rejected.resident_cap or made.rejected.occupancy == 0
         assert problem.longest > made.tuning.radix_threshold and 16 * problem.rows <= device.sms
     else:
-        assert made.why.startswith("filtered: ")
-        assert problem.longest <= made.tuning.radix_threshold or 16 * problem.rows > device.sms
+        short = problem.longest <= made.tuning.radix_threshold
+        assert made.reason == Reason(kind=Kind.SHORT_ROWS if short else Kind.MANY_ROWS)
+        assert short or 16 * problem.rows > device.sms
 
 
 @settings(max_examples=600, deadline=None)
@@ -205,7 +211,7 @@ def test_any_occupancy_and_chunk_give_a_plan_that_fits_or_the_fallback(
         if chunk is not None:
             assert made.chunk == chunk
         by_hand(made, problem, device, occupancy)
-    elif not made.why.startswith("filtered: "):
+    elif made.rejected is not None:
         with pytest.raises(PlanError):
             plan(problem, device, answer, chunk=chunk, route="persistent")
     else:
@@ -269,7 +275,8 @@ def test_there_is_a_plan_for_every_k(device: DeviceInfo) -> None:
             with pytest.raises(PlanError, match="one row needs"):
                 plan(problem, device, limited(device), route="persistent")
         else:
-            assert made.route == "filtered" and ("fallback: one row needs" in made.why or device.sms < 3 * 16)
+            assert made.route == "filtered"
+            assert made.reason.kind is (Kind.MANY_ROWS if device.sms < 3 * 16 else Kind.DOES_NOT_FIT)
 
 
 def test_decode_of_one_row_takes_one_kernel_whatever_its_width() -> None:
@@ -326,14 +333,12 @@ def test_what_the_driver_refuses_becomes_a_fallback_that_waits_for_nobody(proble
     refused = plan(problem, replace(device, arch="sm_80"), occupancy, tuning=tuning)
     if refused.cooperative:
         device = replace(device, arch="sm_80")
-        made = after_refusal(refused, problem, device, occupancy, "the driver said 720")
-        assert made == replace(
-            plan(problem, device, occupancy, tuning=tuning, route="filtered"), why=made.why, rejected=made.rejected
-        )
+        made = after_refusal(refused, problem, device, occupancy)
+        alone = plan(problem, device, occupancy, tuning=tuning, route="filtered")
+        assert made == replace(alone, reason=made.reason, rejected=made.rejected)
         assert made.route == "filtered" and not made.cooperative and made.grid == problem.rows
-        assert (
-            made.why == f"fallback: the driver said 720 for {refused.grid} blocks, {refused.resident_cap} were to fit"
-        )
+        assert made.reason == Reason(kind=Kind.REFUSED, grid=refused.grid)
+        assert made.why == f"fallback: {REFUSED} for {refused.grid} blocks, {refused.resident_cap} were to fit"
         rejected = made.rejected
         assert rejected is not None
         for name in ("route", "vec_size", "group", "chunk", "smem_bytes", "occupancy", "resident_cap"):
@@ -440,7 +445,7 @@ def test_forbidding_waits_says_so() -> None:
     device = KNOWN_DEVICES["h200"]
     problem = Problem(rows=2, width=100_000, k=512, waits="never")
     made = plan(problem, device, lambda variant, smem: 2)
-    assert made.route == "filtered" and "which the caller forbids" in made.why and made.rejected is not None
+    assert made.route == "filtered" and made.reason.kind is Kind.WAITS_FORBIDDEN and made.rejected is not None
     with pytest.raises(PlanError, match="which the caller forbids"):
         plan(problem, device, lambda variant, smem: 2, route="persistent")
     short = replace(problem, max_seq_len=9000)
@@ -572,7 +577,7 @@ def test_without_a_named_size_the_largest_cluster_that_fits_is_taken() -> None:
             return int(variant.cluster <= largest)
 
         made = plan(LONG_ROWS, H200, limited(H200), route="clustered", clusters=clusters)
-        assert made.group == largest and "1 clusters fit at once" in made.why
+        assert made.group == largest and made.clusters == 1 and "1 clusters fit at once" in made.why
     with pytest.raises(PlanError, match="no cluster of 2 blocks"):
         plan(LONG_ROWS, H200, limited(H200), route="clustered", clusters=lambda variant, smem: 0)
 
@@ -598,7 +603,7 @@ def test_a_cluster_that_does_not_fit_gives_way_to_the_next_best() -> None:
     assert len(seen) >= 2
     allowed = set()
     made = plan(LONG_ROWS, H200, limited(H200), clusters=clusters)
-    assert made.route in ("filtered", "persistent") and not made.why.startswith("clustered")
+    assert made.route in ("filtered", "persistent") and made.clusters == 0
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN_DEVICES))
@@ -677,7 +682,7 @@ def test_rows_that_need_no_cluster_are_not_given_one() -> None:
     longer = replace(LONG_ROWS, max_seq_len=32_768)
     for threshold, route in ((32_767, "clustered"), (32_768, "filtered")):
         made = plan(longer, H200, limited(H200), tuning=Tuning(cluster_threshold=threshold))
-        assert made.route == route and ("by a model" in made.why) is (route == "clustered")
+        assert made.route == route and (made.reason.kind is Kind.MODELLED) is (route == "clustered")
 
 
 def test_a_block_of_a_cluster_has_room_for_the_members() -> None:
@@ -715,20 +720,21 @@ def test_dependent_launch_is_planned_where_it_can_be(name: str, route: str) -> N
     made = plan(replace(LONG_ROWS, pdl=True), device, limited(device), route=route)
     assert not plain.pdl and not plain.variant.pdl
     assert made.pdl == made.variant.pdl == (device.has_pdl and made.route != "persistent")
-    assert replace(made, pdl=False) == plain, "and nothing else is planned otherwise"
+    same = replace(made, problem=LONG_ROWS, variant=replace(made.variant, pdl=False))
+    assert same == plain, "and nothing else is planned otherwise"
 
 
 # -- the choice by times -----------------------------------------------------------------------------------------------
 
 TIMES = {
-    "filtered": {
+    FILTERED: {
         1: {10_000: 8.0, 100_000: 16.0, 1_000_000: 100.0},
         10: {10_000: 9.0, 100_000: 18.0, 1_000_000: 110.0},
         100: {10_000: 10.0, 100_000: 20.0, 1_000_000: 120.0},
     },
-    "clustered:4": {1: {10_000: 9.0, 100_000: 10.0, 1_000_000: 30.0}, 10: {10_000: 12.0, 100_000: 12.0}},
-    "clustered:16": {1: {100_000: 11.0, 1_000_000: 20.0}, 10: {100_000: 30.0, 1_000_000: 90.0}},
-    "persistent": {1: {1_000_000: 15.0}},
+    OF_4: {1: {10_000: 9.0, 100_000: 10.0, 1_000_000: 30.0}, 10: {10_000: 12.0, 100_000: 12.0}},
+    OF_16: {1: {100_000: 11.0, 1_000_000: 20.0}, 10: {100_000: 30.0, 1_000_000: 90.0}},
+    PERSISTENT: {1: {1_000_000: 15.0}},
 }
 
 
@@ -746,14 +752,13 @@ def test_the_measured_file_is_read_as_tune_writes_it(monkeypatch: pytest.MonkeyP
         {"names": ["other"], "sms": 7, "times": {}},
     ]
     (tmp_path / "measured.json").write_text(json.dumps({"devices": devices}))
-    times = {"clustered:8": {8: {65536: 8.0, 131072: 9.5}}}
+    times = {OF_8: {8: {65536: 8.0, 131072: 9.5}}}
     assert read() == {("NVIDIA H200", 132): times, ("h200", 132): times, ("other", 7): {}}
 
 
 def test_the_file_that_is_there_names_routes_and_devices() -> None:
-    known = {"filtered", "persistent", *(f"clustered:{n}" for n in CLUSTERS)}
     for (_, sms), times in READ().items():
-        assert sms > 0 and set(times) <= known and "filtered" in times
+        assert sms > 0 and set(times) <= set(CHOICES) and FILTERED in times
         assert all(us > 0 for grid in times.values() for line in grid.values() for us in line.values())
 
 
@@ -771,7 +776,7 @@ def test_measured_times_are_exact_where_they_were_measured() -> None:
 @pytest.mark.usefixtures("table")
 def test_measured_times_lie_between_their_neighbours_and_stay_at_the_ends() -> None:
     def us(rows: int, length: int) -> float:
-        return measured_times(H200, rows, length)["filtered"]
+        return measured_times(H200, rows, length)[FILTERED]
 
     for rows, length in ((1, 20_000), (3, 10_000), (3, 50_000), (50, 500_000), (99, 999_999)):
         corners = [us(r, n) for r in (1, 10, 100) for n in (10_000, 100_000, 1_000_000)]
@@ -788,14 +793,14 @@ def test_measured_times_lie_between_their_neighbours_and_stay_at_the_ends() -> N
 
 @pytest.mark.usefixtures("table")
 def test_a_route_with_a_hole_around_the_shape_is_left_out() -> None:
-    def routes(rows: int, length: int) -> set[str]:
+    def choices(rows: int, length: int) -> set[Choice]:
         return set(measured_times(H200, rows, length))
 
-    assert routes(1, 1_000_000) == set(TIMES) and routes(1, 3_000_000) == set(TIMES)
-    assert routes(2, 1_000_000) == {"filtered", "clustered:16"}
-    assert routes(1, 50_000) == {"filtered", "clustered:4"}
-    assert routes(10, 10_000) == {"filtered", "clustered:4"}
-    assert routes(11, 10_000) == routes(100, 10_000) == {"filtered"}
+    assert choices(1, 1_000_000) == set(TIMES) and choices(1, 3_000_000) == set(TIMES)
+    assert choices(2, 1_000_000) == {FILTERED, OF_16}
+    assert choices(1, 50_000) == {FILTERED, OF_4}
+    assert choices(10, 10_000) == {FILTERED, OF_4}
+    assert choices(11, 10_000) == choices(100, 10_000) == {FILTERED}
     for device in (replace(H200, sms=131), replace(H200, name="another"), KNOWN_DEVICES["b200"]):
         assert measured_times(device, 1, 10_000) == {}
 
@@ -814,9 +819,9 @@ def test_a_route_with_a_hole_around_the_shape_is_left_out() -> None:
 def test_the_fastest_measured_route_is_planned(rows: int, length: int, route: str, group: int) -> None:
     made = plan(Problem(rows=rows, width=length, k=512), H200, limited(H200))
     assert (made.route, made.group) == (route, group)
-    assert f"measured fastest near {rows} x {length}" in made.why
+    assert made.reason.kind is Kind.MEASURED and f"measured fastest near {rows} x {length}" in made.why
     made = plan(Problem(rows=1, width=1_000_000, k=512), H200, limited(H200))
-    assert made.route == "persistent" and made.cooperative
+    assert made.route == "persistent" and made.cooperative and made.reason.kind is Kind.MEASURED
     hinted = Problem(rows=rows, width=3_000_000, k=512, max_seq_len=length)
     as_long = plan(Problem(rows=rows, width=hinted.longest, k=512), H200, limited(H200))
     assert plan(hinted, H200, limited(H200)).route == as_long.route, "the hint is what counts"
@@ -826,9 +831,9 @@ def test_the_fastest_measured_route_is_planned(rows: int, length: int, route: st
 @pytest.mark.usefixtures("table")
 def test_with_a_budget_the_device_is_another_one() -> None:
     made = plan(Problem(rows=1, width=1_000_000, k=512, sm_budget=40), H200, limited(H200))
-    assert "measured" not in made.why and made.sms == 40 and made.grid <= 40 * made.occupancy
+    assert made.reason.kind is not Kind.MEASURED and made.sms == 40 and made.grid <= 40 * made.occupancy
     same = plan(Problem(rows=10, width=100_000, k=512, sm_budget=132), H200, limited(H200))
-    assert "measured fastest near" in same.why and same.groups == 10
+    assert same.reason.kind is Kind.MEASURED and same.groups == 10
 
 
 @pytest.mark.parametrize("name", ["h100", "b200"])
@@ -838,8 +843,7 @@ def test_the_models_choice_is_sane(name: str) -> None:
     def made(rows: int, width: int) -> Plan:
         found = plan(Problem(rows=rows, width=width, k=1024), device, limited(device))
         if width > 8192:
-            clustered = found.route == "clustered"
-            assert ("by a model" in found.why) is (clustered or found.route == "filtered")
+            assert found.reason.kind is Kind.MODELLED
         return found
 
     for rows in (1, 4, 16, 64, 400):
@@ -847,12 +851,12 @@ def test_the_models_choice_is_sane(name: str) -> None:
     assert made(4, 131_072).route == "clustered" and made(4, 131_072).group >= 8, "few long rows are shared by many"
     assert made(1, 2_000_000).route == "persistent", "one very long row by the whole device"
     beyond = made(1, 8_388_608)  # more than that holds
-    assert (beyond.route, beyond.group) == ("clustered", 16) and "by a model" in beyond.why
+    assert (beyond.route, beyond.group) == ("clustered", 16) and beyond.reason.kind is Kind.MODELLED
     assert made(400, 131_072).route == "filtered" or made(400, 131_072).group == 2, "many rows by next to none"
     sizes = [made(rows, 131_072).group for rows in (4, 16, 64, 400)]
     assert sizes == sorted(sizes, reverse=True), "the more rows, the fewer blocks each"
     for rows in (1, 16, 100):
-        times = [modelled_times(device, rows, n, 16)["clustered:8"] for n in (10_000, 40_000, 200_000, 10**6)]
+        times = [modelled_times(device, rows, n, 16)[OF_8] for n in (10_000, 40_000, 200_000, 10**6)]
         assert times == sorted(times)
 
 
@@ -864,12 +868,8 @@ def test_the_model_chooses_as_was_measured() -> None:
 
 
 def test_the_model_has_fewer_choices_where_there_is_less() -> None:
-    assert set(modelled_times(A100, 4, 100_000, 16)) == {"filtered", "persistent"}
-    assert set(modelled_times(A100, 40, 100_000, 16)) == {"filtered"}
-    assert set(modelled_times(H200, 4, 100_000, 16)) == {
-        "filtered",
-        "persistent",
-        *(f"clustered:{n}" for n in CLUSTERS),
-    }
+    assert set(modelled_times(A100, 4, 100_000, 16)) == {FILTERED, PERSISTENT}
+    assert set(modelled_times(A100, 40, 100_000, 16)) == {FILTERED}
+    assert set(modelled_times(H200, 4, 100_000, 16)) == set(CHOICES)
     small = modelled_times(replace(H200, sms=4), 1, 100_000, 16)
-    assert "persistent" not in small and min(small, key=lambda n: small[n]) in ("filtered", "clustered:2")
+    assert PERSISTENT not in small and min(small, key=lambda n: small[n]) in (FILTERED, Choice("clustered", 2))

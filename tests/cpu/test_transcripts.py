@@ -27,6 +27,7 @@ from drvtopk.errors import (
 )
 from drvtopk.launch import PARAMS_BYTES
 from drvtopk.plan import Problem
+from drvtopk.reasons import Kind
 from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, ROUTES
 from tests.fake_driver import FakeDriver
 
@@ -148,7 +149,7 @@ def test_a_bound_cooperative_call_that_is_refused_falls_back(fake: FakeDriver) -
     bound(6)
     assert fake.names == ["cuStreamGetGreenCtx", "cuLaunchCooperativeKernel", "cuLaunchKernel", "cuLaunchKernel"]
     assert [args[8] for name, args in fake.calls if name == "cuLaunchKernel"] == [5, 6]
-    assert prepared.plan.route == "filtered" and prepared.plan.why.startswith("fallback: ")
+    assert prepared.plan.route == "filtered" and prepared.plan.reason.kind is Kind.REFUSED
     later(7)
     prepared.launch(*ADDRESSES, 8)
     asked = ["cuStreamGetGreenCtx", "cuLaunchCooperativeKernel"]  # by `later`, which was bound before
@@ -209,7 +210,7 @@ def test_clusters_are_asked_for_as_they_are_launched(fake: FakeDriver, group: in
     assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (512, 1, 1)
     dimensions = config.attrs[0].value.clusterDim
     assert (dimensions.x, dimensions.y, dimensions.z) == (group, 1, 1)
-    assert f"{fake.resident_clusters(group, plan.smem_bytes)} clusters fit at once" in plan.why
+    assert plan.clusters == fake.resident_clusters(group, plan.smem_bytes)
 
 
 def test_a_cluster_that_the_driver_has_no_room_for_is_not_planned(fake: FakeDriver) -> None:
@@ -318,7 +319,7 @@ def test_720_becomes_the_fallback_and_the_plan_says_so(fake: FakeDriver, caplog:
     prepared.launch(*ADDRESSES)
     assert fake.names == ["cuStreamGetGreenCtx", "cuLaunchCooperativeKernel", "cuLaunchKernel"]
     assert prepared.plan.route == "filtered" and not prepared.plan.cooperative
-    assert "720" in prepared.plan.why and prepared.plan.rejected is not None
+    assert prepared.plan.reason.kind is Kind.REFUSED and prepared.plan.rejected is not None
     assert "720" in caplog.text
     fake.calls.clear()
     prepared.launch(*ADDRESSES)
@@ -333,7 +334,7 @@ def test_a_plan_that_oversubscribes_is_refused_by_the_driver_and_falls_back(fake
     assert one_more.grid > plan.resident_cap
     prepared = here.prepare(LONG, plan=one_more)
     prepared.launch(*ADDRESSES)
-    assert prepared.plan.route == "filtered" and str(one_more.grid) in prepared.plan.why
+    assert prepared.plan.route == "filtered" and prepared.plan.reason.grid == one_more.grid
 
 
 @pytest.mark.parametrize("route", ["auto", *ROUTES])

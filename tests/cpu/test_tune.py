@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
+from drvtopk.choice import Choice
 from drvtopk.spec import KNOWN_DEVICES
 from tests.cpu.test_results import cell, written
 from tools import tune
 
 
-def line(route: str, rows: int, length: int, us: float, **changes: Any) -> dict[str, Any]:
-    name, _, group = route.partition(":")
-    made = cell(route=name, group=int(group or 1), rows=rows, len=length, us=us, planned=False, sms=132)
+def line(spelled: str, rows: int, length: int, us: float, **changes: Any) -> dict[str, Any]:
+    choice = Choice.parse(spelled)
+    made = cell(route=choice.route, group=choice.cluster, rows=rows, len=length, us=us, planned=False, sms=132)
     return {**made, **changes}
 
 
@@ -54,7 +55,8 @@ def test_what_the_model_would_lose_is_said(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "not measured, its plans would take up to 1.33x the fastest (8 x 65536: clustered:2)" in said
     found = tune.modelled(KNOWN_DEVICES["h200"], tune.times(ROUTES))
-    assert [loss[1:] for loss in found] == [(8, 65536, "clustered:2"), (64, 65536, "filtered"), (8, 131072, "filtered")]
+    two, filtered = Choice("clustered", 2), Choice("filtered")
+    assert [loss[1:] for loss in found] == [(8, 65536, two), (64, 65536, filtered), (8, 131072, filtered)]
     assert found[1][0] == found[2][0] == 1.0
 
 

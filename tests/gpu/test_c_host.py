@@ -66,7 +66,7 @@ def asked_about(gpu: Gpu, answer: Occupancy, clusters: Clusters | None) -> list[
             problem = problem_of(shape, given, options)
             made = plan(problem, device, occupancy, clusters=clusters, route=route, **how_of(given))
             if made.cooperative:
-                after_refusal(made, problem, device, occupancy, "refused")
+                after_refusal(made, problem, device, occupancy)
     return list(asked)
 
 

@@ -12,6 +12,7 @@ import pytest
 import drvtopk
 from drvtopk.errors import PlanError, WorkspaceTooSmall
 from drvtopk.plan import Problem, calculated_occupancy
+from drvtopk.reasons import Kind, Reason
 from drvtopk.spec import KNOWN_DEVICES, ROUTES, TOP_KS, VEC_SIZES, DeviceInfo, Tuning, Variant
 from drvtopk.testing.inputs import make
 from drvtopk.testing.oracle import faults
@@ -74,7 +75,8 @@ def test_the_ancestors_deadlock_configuration_ends_and_is_exact(gpu: Gpu, vec: i
             assert plan.grid <= plan.resident_cap == cap
             assert plan.headroom_kept == (cap - plan.headroom >= group)
         else:
-            assert plan.route == "filtered" and f"one row needs {group} blocks, {cap} fit" in plan.why
+            assert plan.reason.kind is Kind.DOES_NOT_FIT and plan.rejected is not None
+            assert (plan.route, plan.rejected.group, plan.rejected.resident_cap) == ("filtered", group, cap)
         gpu.check(make("normal", 2, width), 1024, lengths, vec=vec, prepared=prepared)
 
 
@@ -93,7 +95,7 @@ def test_the_driver_refuses_real_oversubscription_and_the_fallback_answers(gpu: 
     prepared = gpu.engine.prepare(problem, plan=oversubscribed)
     gpu.check(x, 1024, vec=vec, prepared=prepared)
     assert prepared.plan.route == "filtered"
-    assert "720" in prepared.plan.why and str(oversubscribed.grid) in prepared.plan.why
+    assert prepared.plan.reason == Reason(kind=Kind.REFUSED, grid=oversubscribed.grid)
     gpu.check(x, 1024, vec=vec, prepared=prepared)
 
 

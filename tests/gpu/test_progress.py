@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from drvtopk.compiler import compile_source
 from drvtopk.engine import Engine
 from drvtopk.plan import Problem
+from drvtopk.reasons import Kind
 from drvtopk.spec import ROUTES
 from drvtopk.testing.inputs import make
 from drvtopk.testing.oracle import faults
@@ -210,11 +210,11 @@ def test_a_green_contexts_share_is_what_is_planned_for(gpu: Gpu) -> None:
             assert shared.plan.resident_cap == engine.device.sms * shared.plan.occupancy
             inside.check(make("normal", 2, 300_000), K, prepared=shared)
         # A plan made for the whole device is refused in its share, and falls back.
-        too_large = dataclasses.replace(gpu.engine.plan(problem, route="persistent"), why="made for the whole device")
+        too_large = gpu.engine.plan(problem, route="persistent")
         assert too_large.grid > prepared.plan.resident_cap
         refused = engine.prepare(problem, plan=too_large)
         inside.check(make("normal", 2, 300_000), K, prepared=refused)
-        assert refused.plan.route == "filtered" and "720" in refused.plan.why
+        assert refused.plan.route == "filtered" and refused.plan.reason.kind is Kind.REFUSED
     finally:
         driver._call("cuCtxSetCurrent", before)
         driver._call("cuGreenCtxDestroy", green)

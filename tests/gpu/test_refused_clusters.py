@@ -16,6 +16,7 @@ import pytest
 from drvtopk.errors import DriverError
 from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
+from drvtopk.reasons import Kind
 from drvtopk.testing.inputs import make
 from drvtopk.testing.oracle import faults
 from tests.gpu.support import POISON, Gpu
@@ -75,7 +76,7 @@ def test_its_fallback_answers_and_it_warns_once(
         for _ in range(3):
             gpu.check(make("normal", ROWS, WIDTH), K, lengths, prepared=prepared)
     assert prepared.plan.route == "filtered" and prepared.plan.pdl == pdl and prepared.workspace_bytes == 0
-    assert "refused" in prepared.plan.why
+    assert prepared.plan.reason.kind is Kind.REFUSED
     assert refusing.asked == 1, "what was refused once is not asked for again"
     assert warnings(caplog) == [prepared.plan.why]
 
