@@ -14,7 +14,7 @@ from drvtopk import driver as drv
 from drvtopk.checks import as_int, flag, one_of, shown
 from drvtopk.engine import Engine, current_engine
 from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared
-from drvtopk.interop.arrays import SPOKEN, DeviceView, dtype_of, from_address, is_device_array, stream_handle, view
+from drvtopk.interop.arrays import PROTOCOLS, DeviceView, dtype_of, from_address, is_device_array, stream_handle, view
 from drvtopk.interop.calls import CallArrays, launch, logits_and_stream
 from drvtopk.interop.device_array import DeviceArray
 from drvtopk.interop.host_arrays import (
@@ -217,7 +217,7 @@ def topk(
         logits, kind = host_logits(logits, dtype)
     else:
         if not is_device_array(logits):
-            raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({SPOKEN})")
+            raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({PROTOCOLS})")
         try:
             engine = current_engine()
         except DriverUnavailable:
@@ -323,7 +323,7 @@ def _topk_device(request: _Request, engine: Engine, logits: DeviceView, beside: 
         beside.values = DeviceArray(engine, (rows, k), handle, options.dtype)
     size = prepared.workspace_bytes
     if beside.workspace is None and size:
-        with engine.driver.lent(size, handle) as address:
+        with engine.driver.temporary(size, handle) as address:
             beside.workspace = from_address(address, (size,), "uint8", device=engine.ordinal)
             launch(engine, prepared, logits, beside, handle, asking=True)
     else:
@@ -362,7 +362,7 @@ def _topk_numpy(request: _Request, logits: npt.NDArray[Any], beside: CallArrays,
         prepared = engine.prepare_once(problem, request.route, engine.share_of(handle))
 
         def device(size: int) -> int:
-            return stack.enter_context(driver.lent(size, handle))
+            return stack.enter_context(driver.temporary(size, handle))
 
         at: dict[str, int] = {}
         for name, array in arrays.items():

@@ -22,7 +22,7 @@ from drvtopk import cache as caching
 from drvtopk import spec, workers
 from drvtopk.cache import Cache
 from drvtopk.errors import CompileError, CompilerUnavailable, InvalidArgument
-from drvtopk.events import tell
+from drvtopk.events import log_event
 from drvtopk.nvrtc import GET_IT, check_arch, in_words, load, nvrtc_path, nvrtc_version, supported_archs
 from drvtopk.progress import compiling, progress
 from drvtopk.records import Fields, Malformed, cubin_fault, kernel_info, parse
@@ -180,7 +180,7 @@ def compile_source(
                 return found
         cubin, log, seconds = _compile(what, source, name, headers, opts)
         info = _info(log, len(cubin), seconds)
-        tell(
+        log_event(
             logging.INFO,
             "compile",
             "compiled %s for %s in %.2f s: %s registers, %s bytes of spills",
@@ -213,9 +213,9 @@ def _cached(what: str, arch: str, entry: str, cache: Cache | None) -> Compiled |
     try:
         compiled = _unpack(what, arch, found)
     except Malformed as error:  # whole, but of something else than this code
-        tell(logging.INFO, "compile", "the cache's entry of %s for %s is passed over: %s", what, arch, error)
+        log_event(logging.INFO, "compile", "the cache's entry of %s for %s is passed over: %s", what, arch, error)
         return None
-    tell(logging.INFO, "compile", "%s for %s came from the cache", what, arch)
+    log_event(logging.INFO, "compile", "%s for %s came from the cache", what, arch)
     return compiled
 
 
@@ -233,7 +233,7 @@ def _compile(
             try:
                 code, log, cubin = workers.compile_elsewhere(nvrtc_path(), nvrtc_version(), source, name, headers, opts)
             except workers.WorkerFailed as error:
-                tell(logging.INFO, "compile", "no worker process compiles (%s), so this one does", error)
+                log_event(logging.INFO, "compile", "no worker process compiles (%s), so this one does", error)
                 started = time.perf_counter()
             else:
                 if code != 0:

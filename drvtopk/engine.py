@@ -14,7 +14,7 @@ from drvtopk.checks import instance
 from drvtopk.compiler import compile_variant, never_compile
 from drvtopk.driver import DEFAULT_STREAMS, Driver, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument
-from drvtopk.events import tell
+from drvtopk.events import log_event
 from drvtopk.export.prebuilt import Prebuilt, current
 from drvtopk.launch import Launcher, Prepared
 from drvtopk.nvrtc import nvrtc_version
@@ -86,7 +86,7 @@ class Engine:
                     function = self.driver.load_function(cubin, variant.entry)
                     if variant.cluster > PORTABLE_CLUSTER:
                         self.driver.allow_large_clusters(function, str(variant))
-                tell(logging.INFO, "load", "loaded %s for %s: %s", variant, self.device.arch, info)
+                log_event(logging.INFO, "load", "loaded %s for %s: %s", variant, self.device.arch, info)
                 found = self._loaded[variant] = function, info
             return found
 
@@ -213,7 +213,7 @@ class Engine:
             first = self._launcher(made)
         unwanted = made.rejected is not None and problem.waits == "allowed"
         level, event = (logging.WARNING, "fallback") if unwanted else (logging.INFO, "plan")
-        tell(level, event, "%s rows of %s, k %s: %s", problem.rows, problem.width, problem.k, made.why)
+        log_event(level, event, "%s rows of %s, k %s: %s", problem.rows, problem.width, problem.k, made.why)
         return Prepared(problem, first, fallback)
 
     def remembered(self, problem: Problem, route: str, share: Share | None = None) -> Prepared | None:

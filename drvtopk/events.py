@@ -10,6 +10,6 @@ LOG.addHandler(logging.NullHandler())  # the host decides what becomes of it; no
 EVENTS = ("plan", "fallback", "compile", "load", "prebuilt")
 
 
-def tell(level: int, event: str, text: str, *values: object) -> None:
+def log_event(level: int, event: str, text: str, *values: object) -> None:
     """Logs one event; `text` has a %s for each value, and nothing is formatted unless somebody listens."""
     LOG.log(level, text, *values, extra={"event": event}, stacklevel=2)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from drvtopk import forks
 from drvtopk.driver import CLUSTER_REFUSALS, NO_CONTEXT, Driver, Launch
 from drvtopk.errors import DriverError, InvalidArgument, PlanError
-from drvtopk.events import tell
+from drvtopk.events import log_event
 from drvtopk.plan import Plan, Problem
 from drvtopk.spec import EXTRAS, INDEX_DTYPES, PARAMS, VARYING, WORKSPACE_ALIGNMENT, packed
 
@@ -294,7 +294,7 @@ class Prepared:
             raise PlanError(p.route, f"the driver refused a grid of {p.grid} blocks")
         self._active = fallback
         if next(self._refusals) == 0:  # others may be refused at the same time
-            tell(logging.WARNING, "fallback", "%s", fallback.plan.why)
+            log_event(logging.WARNING, "fallback", "%s", fallback.plan.why)
         fallback.check(*args[:4])
         return fallback
 

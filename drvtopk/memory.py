@@ -67,7 +67,7 @@ class Memory(Bindings):
                 self._call("cuMemFree", address)
 
     @contextlib.contextmanager
-    def lent(self, size: int, stream: int) -> Iterator[int]:
+    def temporary(self, size: int, stream: int) -> Iterator[int]:
         """Device memory for what is enqueued on `stream` meanwhile, from the device's pool.
 
         Without a pool it is freed by a call that waits for the whole device, other streams included.

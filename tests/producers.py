@@ -176,4 +176,4 @@ def frameworks(monkeypatch: pytest.MonkeyPatch, stream: int) -> None:
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     for kind, name in ((Tensor, "torch"), (CupyArray, "cupy")):
         monkeypatch.setattr(kind, "__module__", name)
-    arrays._spoken.clear()
+    arrays._protocols.clear()

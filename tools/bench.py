@@ -44,7 +44,7 @@ from drvtopk.spec import DeviceInfo, KernelInfo, Variant, align
 from drvtopk.testing.inputs import INPUTS, make
 from drvtopk.testing.oracle import narrowed
 from tests.gpu.support import compile_ahead
-from tools import timing, yardstick
+from tools import baselines, timing
 from tools.cells import BASE_ROWS, GRIDS, Asked, Cell, cells_of, known_routes, split_route
 from tools.checking import Expected
 from tools.host_cost import host_costs
@@ -311,7 +311,7 @@ def line(row: Row, *, peers: bool) -> str:
         f"{row['k']:>5} {row['rows']:>5} {row['len']:>8} {row['input']:<22} {ran:<13} {row['us']:>9.2f} "
         f"{row['spread_us']:>6.2f} {row['floor_us']:>8.2f} {row['us'] / row['floor_us']:>6.2f}"
     )
-    yard = yardstick.at(row, pdl=row["pdl"]) if peers and row["kind"] == "cell" else None
+    yard = baselines.at(row, pdl=row["pdl"]) if peers and row["kind"] == "cell" else None
     for peer in yard or ():
         said = f"{peer.name} {peer.us:.2f} ({peer.us / row['us']:.2f}x)" if peer is not None else "none"
         shown += f"  {said:<31}"
@@ -327,7 +327,7 @@ def report(rows: Sequence[Row], *, peers: bool) -> list[str]:
     """Geometric means of the rows of each route, and the ten worst cells."""
     said = []
     for route in dict.fromkeys(map(label, rows)):
-        found = yardstick.summary([row for row in rows if label(row) == route])
+        found = baselines.summary([row for row in rows if label(row) == route])
         assert found is not None  # a type fact: each label has a row
         said.append(f"{route}: {found.cells} cells, all exact; geometric mean {found.over_floor:.2f}x the floor")
         if not peers or not found.compared:
@@ -402,10 +402,10 @@ def run(asked: argparse.Namespace, argv: Sequence[str] | None, stack: contextlib
     engine = current_engine()
     driver = engine.driver
     about = provenance(engine, "tools/bench.py", argv)
-    peers = yardstick.comparable(about["gpu"])
+    peers = baselines.comparable(about["gpu"])
     print(f"{about['gpu']}, driver {about['driver']}, NVRTC {about['nvrtc']}, {about['date']}")
     if not peers:
-        print(f"no comparison with the peers, which were measured on {yardstick.data()['gpu']}")
+        print(f"no comparison with the peers, which were measured on {baselines.data()['gpu']}")
     threads = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
     cells = [cell for cell in asked.cells if Bench.slice_bytes(cell) <= LARGEST_SLICE]
     left_out = [f"{cell} (over {LARGEST_SLICE >> 20} MiB)" for cell in asked.cells if cell not in set(cells)]

@@ -14,7 +14,7 @@ from drvtopk.choice import CHOICES, Choice
 from drvtopk.plan import Problem
 from drvtopk.spec import CLUSTERS, DTYPES, ROUTES, Options
 from drvtopk.testing.inputs import INPUTS
-from tools import yardstick
+from tools import baselines
 
 Lengths = npt.NDArray[np.int32]
 
@@ -179,7 +179,7 @@ def _adversarial_peers(asked: Asked) -> list[Cell]:
     """Where the peers were given adversarial inputs too."""
     return [
         dataclasses.replace(_plain(rows, length, k), input=name)
-        for name, k, rows, length in yardstick.adversarial()
+        for name, k, rows, length in baselines.adversarial()
         if k in (asked.ks or FULL_KS)
     ]
 
@@ -198,7 +198,7 @@ def _prefill(asked: Asked) -> list[Cell]:
 def _bf16(asked: Asked) -> list[Cell]:
     cells = _grid(BF16_ROWS, BF16_LENGTHS, ONE_K, asked)
     cells = [dataclasses.replace(cell, dtype="bfloat16") for cell in cells]
-    return [cell for cell in cells if yardstick.times_of(dataclasses.asdict(cell))]
+    return [cell for cell in cells if baselines.times_of(dataclasses.asdict(cell))]
 
 
 def _tune(asked: Asked) -> list[Cell]:

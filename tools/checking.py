@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.testing.oracle import faults, ordered_keys, widened
+from drvtopk.testing.oracle import find_errors, ordered_keys, widened
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int32]
@@ -101,6 +101,6 @@ class Expected:
         """The oracle's own words on the output that this check found wrong."""
         base = row % len(self.x)
         lengths = self.n[base : base + 1]
-        words = faults(widened(self.x[base : base + 1], self.dtype), k, lengths, outs[launch, row : row + 1])
+        words = find_errors(widened(self.x[base : base + 1], self.dtype), k, lengths, outs[launch, row : row + 1])
         said = words[0].partition(": ")[2] if words else "the oracle finds no fault: the check itself is wrong"
         return [f"launch {launch}, row {row} (length {lengths[0]}): {said}"]

@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.baselines import geometric_mean
 from tools.lines import label, read, shape, spelled
 from tools.timing import DRIFT, drift
-from tools.yardstick import geometric_mean
 
 BETWEEN_RUNS = 0.01  # of a time: how far apart runs of the same code are on the same machine
 

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import yardstick
+from tools import baselines
 from tools.lines import in_full_grid, label, read
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -32,7 +32,7 @@ def curves(lines: Sequence[Mapping[str, Any]], rows: int) -> dict[str, list[tupl
     """(length, microseconds) by curve, for one number of rows."""
     found: dict[str, list[tuple[int, float]]] = {name: [] for name in STYLES}
     for line in sorted((line for line in lines if line["rows"] == rows), key=lambda line: int(line["len"])):
-        yard = yardstick.at(line) if yardstick.comparable(line["gpu"]) else None
+        yard = baselines.at(line) if baselines.comparable(line["gpu"]) else None
         if yard is not None:
             found["best peer"].append((line["len"], yard.best.us))
             if yard.exact is not None:

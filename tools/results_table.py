@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import lines, yardstick
+from tools import baselines, lines
 from tools.cells import FULL_ROWS
 from tools.timing import DRIFT, drift
 
@@ -51,11 +51,11 @@ def table(measured: Lines) -> str:
         f"{about['gpu']}, driver {about['driver']}, {about['date']}, drvtopk {about['drvtopk']}; k {SHOWN_K},",
         "normal values, float32, the planned route, L2 cold. Microseconds a launch",
     ]
-    if yardstick.comparable(about["gpu"]):
+    if baselines.comparable(about["gpu"]):
         head[-1] += " and, in brackets, how many times as"
         head += [
             "fast that is as the fastest of the other libraries at that cell",
-            f"([their times](tools/results/peers.json), {yardstick.data()['date']}; below 1: slower).",
+            f"([their times](tools/results/peers.json), {baselines.data()['date']}; below 1: slower).",
         ]
     else:
         head[-1] += "."
@@ -73,7 +73,7 @@ def table(measured: Lines) -> str:
 
 
 def _time_and_speed(cell: dict[str, Any]) -> str:
-    yard = yardstick.at(cell) if yardstick.comparable(cell["gpu"]) else None
+    yard = baselines.at(cell) if baselines.comparable(cell["gpu"]) else None
     return f"{cell['us']:.1f}" + (f" ({yard.best.us / cell['us']:.2f}x)" if yard is not None else "")
 
 
@@ -125,9 +125,9 @@ def summary_table(measured: Lines) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (_, _, name), cells in sorted(kinds.items()):
-        means = yardstick.summary(cells)
+        means = baselines.summary(cells)
         assert means is not None  # a type fact: each kind has a cell
-        comparable = means.compared and yardstick.comparable(cells[0]["gpu"])
+        comparable = means.compared and baselines.comparable(cells[0]["gpu"])
         over = [_times(means.over_best), _times(means.over_exact)] if comparable else ["", ""]
         slower = f"{means.slower} of {means.compared}" if comparable else ""
         found.append(f"| {name} | {means.cells} | {over[0]} | {over[1]} | {_times(means.over_floor)} | {slower} |")
@@ -150,7 +150,7 @@ def adversarial_table(measured: Lines) -> str:
         if normal is None or not inputs:
             continue
         worst = max(inputs, key=lambda name: inputs[name]["us"])
-        mean = yardstick.geometric_mean([c["us"] / normal["us"] for c in inputs.values()])
+        mean = baselines.geometric_mean([c["us"] / normal["us"] for c in inputs.values()])
         found.append(
             f"| {rows} x {length:,}, k {k} | {normal['us']:.1f} | {len(inputs)} | {mean:.2f}x | "
             f"{worst}: {inputs[worst]['us']:.1f} ({inputs[worst]['us'] / normal['us']:.2f}x) |"

@@ -27,7 +27,7 @@ from drvtopk.plan import after_refusal, plan
 from drvtopk.planned import Plan
 from drvtopk.problem import Problem
 from drvtopk.spec import KNOWN_DEVICES, MAX_K
-from drvtopk.testing.oracle import faults, topk_reference
+from drvtopk.testing.oracle import find_errors, topk_reference
 
 ROWS, WIDTH, SEED = 128, 32768, 20250929
 LAUNCHES, RUNS = 20, 5
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         document, indices = _on_a_device(problem, logits, lengths, quiet=arguments.json)
     else:
         document, indices = _without_a_device(problem, logits, lengths, quiet=arguments.json)
-    wrong = faults(logits, k, lengths, indices)
+    wrong = find_errors(logits, k, lengths, indices)
     wrong += [f"{step['step']}: {fault}" for step in document.get("story", ()) for fault in step["faults"]]
     document |= {
         "rows": ROWS,

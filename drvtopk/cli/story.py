@@ -18,7 +18,7 @@ from drvtopk.errors import PlanError
 from drvtopk.launch import Prepared
 from drvtopk.plan import plan
 from drvtopk.problem import Problem
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 
 Floats = npt.NDArray[np.float32]
 Timed = Callable[[Engine, Prepared, list[npt.NDArray[Any]]], tuple[npt.NDArray[np.int32], float]]
@@ -49,7 +49,7 @@ def steps(engine: Engine, logits: Floats, timed: Timed) -> Iterator[dict[str, An
 
     def launched(step: str, prepared: Prepared, expected: Callable[[Prepared], bool]) -> dict[str, Any]:
         indices, microseconds = timed(engine, prepared, [row, np.array([problem.width], np.int32)])
-        wrong = faults(row, K, None, indices)
+        wrong = find_errors(row, K, None, indices)
         if not expected(prepared):
             wrong.append(f"what ran is {prepared.plan.route}: {prepared.plan.why}")
         return {"step": step, "seen": prepared.plan.why, "microseconds": microseconds, "faults": wrong}

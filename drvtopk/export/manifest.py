@@ -48,19 +48,19 @@ class Manifest:
     """The numbers that each was compiled with (`compiler.definitions`)."""
 
 
-class Unreadable(Exception):
+class ManifestError(Exception):
     """There is no manifest, or not one of this format, or its kernel is not what it says; the text says which."""
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest in `folder`. Raises FileNotFoundError if there is none, Unreadable if it is not one."""
+    """The manifest in `folder`. Raises FileNotFoundError if there is none, ManifestError if it is not one."""
     path = folder / MANIFEST
     try:
         document = Fields(parse(files.read_regular(path, _MOST_BYTES)), "manifest")
         written = document.whole("format", 0, 2**31 - 1)
         version = document.text("drvtopk", r"[!-~]{1,64}", "a version")
         if written != FORMAT:
-            raise Unreadable(
+            raise ManifestError(
                 f"{path} is of format {written}, as drvtopk {version} wrote it, and {FORMAT} is what can be read: "
                 "export anew, into an empty folder"
             )
@@ -88,21 +88,21 @@ def read(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise
     except (OSError, Malformed) as error:
-        raise Unreadable(f"{path} cannot be read ({error})") from error
+        raise ManifestError(f"{path} cannot be read ({error})") from error
 
 
 def read_cubin(folder: Path, kernel: ExportedKernel) -> bytes:
-    """The kernel's cubin, if it is the one that was exported, and for its architecture. Raises Unreadable."""
+    """The kernel's cubin, if it is the one that was exported, and for its architecture. Raises ManifestError."""
     path = folder / kernel.file
     try:
         cubin = files.read_regular(path, kernel.info.cubin_bytes)
     except OSError as error:
-        raise Unreadable(f"{path} cannot be read ({error})") from error
+        raise ManifestError(f"{path} cannot be read ({error})") from error
     if hashlib.sha256(cubin).hexdigest() != kernel.sha256:
-        raise Unreadable(f"{path} is damaged: its SHA-256 is not the manifest's")
+        raise ManifestError(f"{path} is damaged: its SHA-256 is not the manifest's")
     fault = cubin_fault(cubin, kernel.arch)
     if fault is not None:
-        raise Unreadable(f"{path} {fault}")
+        raise ManifestError(f"{path} {fault}")
     return cubin
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from drvtopk.compiler import definitions
 from drvtopk.errors import CacheWarning, CompilerUnavailable, InvalidArgument
-from drvtopk.events import tell
+from drvtopk.events import log_event
 from drvtopk.export import manifest
-from drvtopk.export.manifest import ExportedKernel, Manifest, Unreadable
+from drvtopk.export.manifest import ExportedKernel, Manifest, ManifestError
 from drvtopk.source import sources_digest
 from drvtopk.spec import DEFAULT_TUNING, PLAIN, KernelInfo, Options, Variant
 
@@ -60,11 +60,11 @@ class Prebuilt:
         for folder in self.folders:
             try:
                 found = self._find(folder, variant, arch)
-            except Unreadable as error:
+            except ManifestError as error:
                 self._warn(str(error))
                 continue
             if found is not None:
-                tell(logging.INFO, "compile", "%s for %s came from %s", variant, arch, found.path)
+                log_event(logging.INFO, "compile", "%s for %s came from %s", variant, arch, found.path)
                 return found
         return None
 
@@ -85,10 +85,10 @@ class Prebuilt:
             if before is None or before[0] != state:
                 before = self._read[folder] = state, manifest.read(folder)
         except OSError as error:
-            raise Unreadable(f"{folder} holds no export that can be read ({error})") from error
+            raise ManifestError(f"{folder} holds no export that can be read ({error})") from error
         listed = before[1]
         if listed.sources != sources_digest():
-            raise Unreadable(
+            raise ManifestError(
                 f"{folder} was exported from other kernel sources (drvtopk {listed.drvtopk}, {listed.sources[:12]}) "
                 f"than these ({sources_digest()[:12]}) and is passed over: export anew"
             )
@@ -97,7 +97,7 @@ class Prebuilt:
     def _warn(self, text: str) -> None:
         ours = object()
         if self._warned.setdefault(text, ours) is ours:  # only one thread is the first
-            tell(logging.WARNING, "prebuilt", "%s", text)
+            log_event(logging.WARNING, "prebuilt", "%s", text)
             warnings.warn(text, CacheWarning, stacklevel=2)
 
     def holdings(self) -> list[Holding]:
@@ -109,14 +109,14 @@ class Prebuilt:
             try:
                 listed = self._manifest(folder)
                 count = len(listed.kernels)
-            except Unreadable as error:
+            except ManifestError as error:
                 fault = str(error)
                 found.append(Holding(folder=folder, kernels=self._count(folder), usable=(), fault=fault))
                 continue
             for kernel in listed.kernels.values():
                 try:
                     _verified(folder, listed, kernel)
-                except Unreadable as error:
+                except ManifestError as error:
                     fault = fault or str(error)
                 else:
                     usable.append(kernel)
@@ -137,10 +137,12 @@ class Prebuilt:
 
 
 def _verified(folder: Path, listed: Manifest, kernel: ExportedKernel) -> bytes:
-    """The kernel's cubin, if it is what the manifest says and what would be compiled here. Raises Unreadable."""
+    """The kernel's cubin, if it is what the manifest says and what would be compiled here. Raises ManifestError."""
     if listed.definitions[kernel.arch, kernel.variant] != definitions(kernel.variant, kernel.arch):
         path = folder / kernel.file
-        raise Unreadable(f"{path} was compiled with other numbers than these (drvtopk {listed.drvtopk}): export anew")
+        raise ManifestError(
+            f"{path} was compiled with other numbers than these (drvtopk {listed.drvtopk}): export anew"
+        )
     return manifest.read_cubin(folder, kernel)
 
 

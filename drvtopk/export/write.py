@@ -19,7 +19,7 @@ from drvtopk.compiler import Compiled, compile_variants, definitions
 from drvtopk.errors import InvalidArgument
 from drvtopk.export import manifest
 from drvtopk.export.c_header import kernels_header, rules_header
-from drvtopk.export.manifest import ExportedKernel, Key, Manifest, Unreadable
+from drvtopk.export.manifest import ExportedKernel, Key, Manifest, ManifestError
 from drvtopk.files import folder_fault, output_fault, write_whole
 from drvtopk.nvrtc import check_device_arch, nvrtc_version
 from drvtopk.records import DIGEST, digest
@@ -118,7 +118,7 @@ def _before(folder: Path, keys: Sequence[Key]) -> Manifest | None:
         found = manifest.read(folder)
     except FileNotFoundError:
         pass
-    except Unreadable as error:
+    except ManifestError as error:
         raise InvalidArgument("folder", str(folder), f"an empty folder, or one with an export ({error})") from error
     if found is not None and found.sources != sources_digest():
         there, ours = f"drvtopk {found.drvtopk}, {found.sources}", f"drvtopk {drvtopk.__version__}, {sources_digest()}"
@@ -148,7 +148,7 @@ def _is_whole(folder: Path, before: Manifest | None, key: Key) -> bool:
         return False
     try:
         manifest.read_cubin(folder, kernel)
-    except Unreadable:
+    except ManifestError:
         return False
     return True
 

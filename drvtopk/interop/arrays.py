@@ -33,7 +33,7 @@ _TYPESTRS = "one like '<f4'"
 _WORD = 2**64  # addresses are below
 _SIZE = 2**63 - 1  # sizes and strides in every protocol are of 64 bits, signed
 UNORDERED = -1  # DLPack's word for: let no stream wait
-SPOKEN = "a torch tensor, DLPack, __cuda_array_interface__ or drvtopk.from_address"
+PROTOCOLS = "a torch tensor, DLPack, __cuda_array_interface__ or drvtopk.from_address"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,21 +140,21 @@ def from_address(
     return found
 
 
-_spoken: dict[type, str] = {}  # of the types seen
+_protocols: dict[type, str] = {}  # of the types seen
 
 
-def spoken_by(value: object) -> str:
+def protocol_of(value: object) -> str:
     """How an array is read: "view", "ours", "torch", "cupy", "dlpack"; "interface" if by nothing that a type tells."""
     kind = type(value)
-    found = _spoken.get(kind)
+    found = _protocols.get(kind)
     if found is None:
-        if len(_spoken) > 256:
-            _spoken.clear()
-        found = _spoken[kind] = _spoken_by(kind)
+        if len(_protocols) > 256:
+            _protocols.clear()
+        found = _protocols[kind] = _protocol_of(kind)
     return found
 
 
-def _spoken_by(kind: type) -> str:
+def _protocol_of(kind: type) -> str:
     if issubclass(kind, DeviceView):
         return "view"
     if hasattr(kind, "_device_view"):
@@ -167,14 +167,14 @@ def _spoken_by(kind: type) -> str:
 def is_device_array(value: object) -> bool:
     """Whether it offers a protocol; `view` checks what the protocol says."""
     try:
-        return spoken_by(value) != "interface" or hasattr(value, "__cuda_array_interface__")
+        return protocol_of(value) != "interface" or hasattr(value, "__cuda_array_interface__")
     except Exception:  # an interface that fails is one
         return True
 
 
 def needs_ordering(value: object) -> bool:
     """Whether its producer orders streams while we look at it, which it must not do inside a capture."""
-    return spoken_by(value) == "dlpack"
+    return protocol_of(value) == "dlpack"
 
 
 def view(
@@ -186,14 +186,14 @@ def view(
     InvalidArgument.
     """
     given: Any = value
-    spoken = spoken_by(value)
-    if spoken == "view":
+    protocol = protocol_of(value)
+    if protocol == "view":
         found: DeviceView = given
-    elif spoken in _FRAMEWORKS:
-        found = _framework_view(argument, given, spoken)
-    elif spoken == "dlpack":
+    elif protocol in _FRAMEWORKS:
+        found = _framework_view(argument, given, protocol)
+    elif protocol == "dlpack":
         found = _dlpack_view(argument, given, stream)
-    elif spoken == "ours":
+    elif protocol == "ours":
         found = given._device_view
     else:
         found = _interface_view(argument, given)
@@ -295,9 +295,9 @@ def _interface_view(argument: str, value: object) -> DeviceView:
         interface: Any = getattr(value, "__cuda_array_interface__", None)
     except Exception as error:
         what = f"{type(value).__name__}, whose __cuda_array_interface__ fails ({reason(error)})"
-        raise InvalidArgument(argument, what, f"a device array ({SPOKEN})") from error
+        raise InvalidArgument(argument, what, f"a device array ({PROTOCOLS})") from error
     if not isinstance(interface, Mapping):
-        raise InvalidArgument(argument, type(value).__name__, f"a device array ({SPOKEN})")
+        raise InvalidArgument(argument, type(value).__name__, f"a device array ({PROTOCOLS})")
     if interface.get("mask") is not None:
         raise InvalidArgument(argument, "a masked array", "an array without a mask")
     try:

@@ -28,7 +28,7 @@ from drvtopk.spec import (
     align,
 )
 from drvtopk.testing.inputs import INPUTS, make
-from drvtopk.testing.oracle import faults, narrowed, row_windows, select
+from drvtopk.testing.oracle import find_errors, narrowed, row_windows, select
 
 Array = npt.NDArray[Any]
 
@@ -127,7 +127,7 @@ class Case:
         """What is wrong with a result, a sentence a row; an empty list means exactly right."""
         k, options, table = self.kind.k, self.kind.options, self.page_table
         if table is None or table.min(initial=0) >= 0:
-            return faults(self.logits, k, self.lengths, indices, options=options, values=values, **self.beside)
+            return find_errors(self.logits, k, self.lengths, indices, options=options, values=values, **self.beside)
         # An index whose page is not there cannot be told from the output; but such a case leaves no choice.
         wanted = select(self.logits, k, self.lengths, options=options, **self.beside)
         if indices.dtype != wanted.indices.dtype or indices.shape != wanted.indices.shape:

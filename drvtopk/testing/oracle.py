@@ -194,7 +194,7 @@ def _unpaged(out: Ints, page_table: Ints, page_size: int, width: int) -> Ints:
     return found
 
 
-def faults(
+def find_errors(
     logits: Array,
     k: int,
     lengths: Ints | None,

@@ -24,7 +24,7 @@ from drvtopk.errors import InvalidArgument, PlanError
 from drvtopk.interop.arrays import from_address, stream_handle, view
 from drvtopk.plan import Problem, plan
 from drvtopk.spec import KNOWN_DEVICES, DeviceInfo, Options, Tuning, Variant
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import Interface
@@ -158,9 +158,9 @@ def test_calls_take_every_integer(api: EmulatedDriver, x: Any, kind: Callable[[i
     how: dict[str, Any] = {"page_table": table, "page_size": kind(64)}
     found = drvtopk.topk(x, kind(K), max_seq_len=kind(WIDTH), sm_budget=kind(100), stream=kind(9), **how)
     options = Options(page_table=True)
-    assert faults(x, K, None, found, options=options, page_table=table, page_size=64) == []
+    assert find_errors(x, K, None, found, options=options, page_table=table, page_size=64) == []
     reference = drvtopk.topk_reference(x, kind(K), **how)
-    assert faults(x, K, None, reference, options=options, page_table=table, page_size=64) == []
+    assert find_errors(x, K, None, reference, options=options, page_table=table, page_size=64) == []
     counts: dict[str, Any] = {
         "rows": ROWS,
         "width": WIDTH,
@@ -178,7 +178,7 @@ def test_calls_take_every_integer(api: EmulatedDriver, x: Any, kind: Callable[[i
     logits = Interface(driver, x)
     ready(logits, page_size=kind(64), stream=kind(9), **given)
     for _ in range(2):
-        assert faults(x, K, None, given["out"].fetched(), options=options, page_table=table, page_size=64) == []
+        assert find_errors(x, K, None, given["out"].fetched(), options=options, page_table=table, page_size=64) == []
         driver.copy_to_device(given["out"].at, given["out"].content)
         ready.bind(logits, page_size=kind(64), **given)(9)
     with drvtopk.primary_context(kind(0)):

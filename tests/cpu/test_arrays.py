@@ -18,7 +18,7 @@ from drvtopk.errors import DriverError, InvalidArgument
 from drvtopk.interop import dlpack
 from drvtopk.interop.arrays import DeviceView, from_address, stream_handle, view
 from drvtopk.staging import Staging
-from drvtopk.testing.oracle import faults, narrowed
+from drvtopk.testing.oracle import find_errors, narrowed
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import CupyArray, Interface, Legacy, Memory, Tensor, Versioned, frameworks
@@ -73,7 +73,7 @@ def test_every_protocol_serves_every_argument(api: EmulatedDriver, x: Any, kind:
     options = drvtopk.Options(index_dtype="int64", values=True, row_starts=True, page_table=True)
     indices, beside = given["out"].fetched(), given["values"].fetched()
     how: dict[str, Any] = {"options": options, "row_starts": starts, "page_table": table, "page_size": 64}
-    assert faults(x, K, lengths, indices, values=beside, **how) == []
+    assert find_errors(x, K, lengths, indices, values=beside, **how) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,21 +83,21 @@ def test_narrow_logits_by_every_protocol(api: EmulatedDriver, x: Any, kind: type
     if kind is CupyArray and dtype == "bfloat16":
         narrow = narrow.view("V2")
     found = drvtopk.topk(made(kind, narrow, dtype=dtype), K)
-    assert faults(narrow, K, None, found.numpy(), options=drvtopk.Options(dtype=dtype)) == []
+    assert find_errors(narrow, K, None, found.numpy(), options=drvtopk.Options(dtype=dtype)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_a_wider_array(api: EmulatedDriver, x: Any, kind: type[Memory]) -> None:
     whole = made(kind, x)
     part = made(kind, x[:, :4000], address=whole.at + 4 * 8, strides=(WIDTH, 1))
-    assert faults(x[:, 8:4008], K, None, drvtopk.topk(part, K).numpy()) == []
+    assert find_errors(x[:, 8:4008], K, None, drvtopk.topk(part, K).numpy()) == []
 
 
 @pytest.mark.parametrize("kind", [Versioned, Legacy])
 def test_strides_that_are_not_given_are_compact(api: EmulatedDriver, x: Any, kind: type[Versioned]) -> None:
     array = made(kind, x)
     array.compact_strides = True
-    assert faults(x, K, None, drvtopk.topk(array, K).numpy()) == []
+    assert find_errors(x, K, None, drvtopk.topk(array, K).numpy()) == []
 
 
 def test_raw_addresses(api: EmulatedDriver, x: Any) -> None:
@@ -105,7 +105,7 @@ def test_raw_addresses(api: EmulatedDriver, x: Any) -> None:
     logits = from_address(memory.at, (ROWS, WIDTH), "float32")
     to = from_address(out.at, (ROWS, K), "int32", strides=(100, 1))
     assert drvtopk.topk(logits, K, out=to) is to
-    assert faults(x, K, None, out.fetched()[:, :K]) == [] and not out.fetched()[:, K:].any()
+    assert find_errors(x, K, None, out.fetched()[:, :K]) == [] and not out.fetched()[:, K:].any()
 
 
 def test_an_object_with_a_handle_is_an_address_and_is_kept(api: EmulatedDriver) -> None:
@@ -267,7 +267,7 @@ def test_bound_arrays_are_kept_and_launched_by_one_call(api: EmulatedDriver, x: 
     assert api.names == ["cuLaunchKernel"] * 2 and streams_launched_on(api) == [0, 9]
     options = drvtopk.Options(values=True, row_starts=True)
     found = out.fetched(), values.fetched()
-    assert faults(x, K, lengths, found[0], values=found[1], options=options, row_starts=starts.content) == []
+    assert find_errors(x, K, lengths, found[0], values=found[1], options=options, row_starts=starts.content) == []
     del bound
     gc.collect()
     dlpack.drop_abandoned()
@@ -326,7 +326,7 @@ def test_where_an_interface_says_no_device_the_driver_is_asked(api: EmulatedDriv
 def test_a_read_only_array_is_read_and_not_written(api: EmulatedDriver, x: Any, kind: type[Memory]) -> None:
     logits, out = made(kind, x, read_only=True), made(kind, np.zeros((ROWS, K), np.int32), read_only=True)
     refused("out", "a read-only array", lambda: drvtopk.topk(logits, K, out=out))
-    assert faults(x, K, None, drvtopk.topk(logits, K).numpy()) == []
+    assert find_errors(x, K, None, drvtopk.topk(logits, K).numpy()) == []
     view = from_address(logits.at, (ROWS, K), "int32", read_only=True)
     refused("out", "a read-only array", lambda: drvtopk.topk(logits, K, out=view))
 
@@ -356,7 +356,7 @@ def test_arrays_that_are_not_on_a_device_are_refused(api: EmulatedDriver, x: Any
         refused("logits", f"in {where} memory, allowed is CUDA device memory", elsewhere)
     managed = made(Versioned, x)
     managed.kind = dlpack.CUDA_MANAGED
-    assert faults(x, K, None, drvtopk.topk(managed, K).numpy()) == []
+    assert find_errors(x, K, None, drvtopk.topk(managed, K).numpy()) == []
     tensor = made(Tensor, x)
     tensor.is_cuda = False
     refused("logits", "a tensor on cpu", lambda: drvtopk.topk(tensor, K))
@@ -518,7 +518,7 @@ def test_our_result_is_exported_and_its_consumer_waits(api: EmulatedDriver, x: A
 def test_our_result_is_an_argument_and_is_freed_when_it_goes(api: EmulatedDriver, x: Any) -> None:
     out = drvtopk.topk(made(Interface, x), K, stream=9)
     again = drvtopk.topk(made(Interface, -x), K, out=out, stream=9)
-    assert again is out and faults(-x, K, None, out.numpy()) == []
+    assert again is out and find_errors(-x, K, None, out.numpy()) == []
     assert isinstance(view("x", out, "int32"), DeviceView)
     held = len(api.held)
     del out, again
@@ -613,6 +613,6 @@ def test_a_failed_copy_leaves_the_staging_usable(api: EmulatedDriver) -> None:
 
 def test_numpy_arrays_go_out_and_come_back_on_the_stream_of_the_call(api: EmulatedDriver, x: Any) -> None:
     found = drvtopk.topk(x[:, ::-1], K, stream=9)
-    assert faults(x[:, ::-1], K, None, found) == []
+    assert find_errors(x[:, ::-1], K, None, found) == []
     assert {args[3] for name, args in api.calls if name == "cuMemcpyAsync"} == {9}
     assert not {"cuMemcpyHtoD", "cuMemcpyDtoH"} & set(api.names)

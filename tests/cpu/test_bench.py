@@ -24,7 +24,7 @@ from drvtopk.spec import KNOWN_DEVICES
 from drvtopk.testing import inputs
 from drvtopk.testing.inputs import INPUTS
 from tests import emulated
-from tools import bench, cells, host_cost, lines, timing, torch_peer, yardstick
+from tools import baselines, bench, cells, host_cost, lines, timing, torch_peer
 from tools.checking import Expected
 
 
@@ -289,7 +289,7 @@ def test_peers_stand_beside_each_cell_and_in_the_means(
     device: Device, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     speeds = {512: 2.0, 1024: 0.5, 2048: 1.0}
-    yards = {k: yard.best.us for k in speeds if (yard := yardstick.at(_fields(k))) is not None}
+    yards = {k: yard.best.us for k in speeds if (yard := baselines.at(_fields(k))) is not None}
 
     def time(self: timing.Clock, launch: Any, launches: int, replays: int | None = None) -> tuple[float, float]:
         return (current[0], 0.01) if replays else (1.0, 0.0)
@@ -529,8 +529,8 @@ def test_sets_are_what_they_say() -> None:
     adversarial = cells.cells_of(["adversarial"], nothing)
     assert {c.input for c in adversarial} == set(INPUTS) and len(adversarial) == 3 * len(INPUTS)
     beside = cells.cells_of(["adversarial_peers"], nothing)
-    assert {c.input for c in beside} == set(yardstick.SAME_INPUT) and {c.k for c in beside} == {512, 2048}
-    assert all(yardstick.at(dataclasses.asdict(c)) is not None for c in beside), "each has peers"
+    assert {c.input for c in beside} == set(baselines.SAME_INPUT) and {c.k for c in beside} == {512, 2048}
+    assert all(baselines.at(dataclasses.asdict(c)) is not None for c in beside), "each has peers"
     assert cells.cells_of(["adversarial_peers"], dataclasses.replace(nothing, ks=[1024])) == []
     asked = cells.Asked(rows=(64,), ks=(7,), inputs=("uniform",), routes=("filtered",))
     (one, two) = cells.cells_of(["ragged"], asked)

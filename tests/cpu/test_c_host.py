@@ -51,7 +51,7 @@ from drvtopk.spec import (
     Tuning,
     Variant,
 )
-from drvtopk.testing.oracle import faults, ordered_keys
+from drvtopk.testing.oracle import find_errors, ordered_keys
 from tests.c_host.running import CC, SOURCES, STRICT, Host, Ran, as_printed, build, cc, undefined_is_fatal
 from tests.fake_driver import FakeDriver
 
@@ -828,7 +828,7 @@ def test_a_host_in_c_selects_as_python_plans(
     how: dict[str, Any] = {name: given[name] for name in ("chunk", "group") if name in given}
     assert ran.plan == planned_by_python(problem, route=given.get("route", route), **how)
     assert ran.calls == [call]
-    assert faults(x, K, lengths, ran.indices) == []
+    assert find_errors(x, K, lengths, ran.indices) == []
     expected = drvtopk.topk_reference(x, K, lengths)
     for row, (ours, theirs) in enumerate(zip(ran.indices, expected, strict=True)):
         assert np.array_equal(ours == -1, theirs == -1)
@@ -845,7 +845,7 @@ def test_a_refused_cooperative_launch_becomes_the_fallback(host: Host, tmp_path:
     assert ran.plan["reason"] == "refused"
     assert ran.plan["rejected"] == {name: first[name] for name in ran.plan["rejected"]}
     assert launched(ran.plan) == launched(planned_by_python(problem, route="filtered"))
-    assert faults(x, K, None, ran.indices) == []
+    assert find_errors(x, K, None, ran.indices) == []
 
 
 def test_a_refused_launch_in_clusters_becomes_the_fallback(host: Host, tmp_path: Path) -> None:
@@ -857,13 +857,13 @@ def test_a_refused_launch_in_clusters_becomes_the_fallback(host: Host, tmp_path:
     rejected = ran.plan["rejected"]
     assert (ran.plan["reason"], rejected["route"], rejected["group"]) == ("refused", "clustered", 16)
     assert launched(ran.plan) == launched(planned_by_python(problem, route="filtered"))
-    assert faults(x, K, None, ran.indices) == []
+    assert find_errors(x, K, None, ran.indices) == []
 
 
 def test_a_cluster_size_that_the_driver_knows_nothing_of_does_not_fit(host: Host, tmp_path: Path) -> None:
     x = logits(2, 131_072)
     ran = run(host, x, tmp_path, fault="sizes")
-    assert ran.plan["route"] in ("filtered", "persistent") and faults(x, K, None, ran.indices) == []
+    assert ran.plan["route"] in ("filtered", "persistent") and find_errors(x, K, None, ran.indices) == []
     named = run(host, x, tmp_path, fault="sizes", route="clustered", group=8)
     assert named.code == 3 and "clustered, 8 blocks a row" in named.said
 
@@ -874,7 +874,7 @@ def test_values_and_row_starts_reach_the_kernel(host: Host, tmp_path: Path) -> N
     ran = run(host, x, tmp_path, route="filtered", lengths=lengths, row_starts=starts, values=True)
     assert ran.plan["kernel"] == "filtered_values_row_starts<64,4,alone>"
     found, counts = ran.indices, np.array(lengths)
-    assert faults(x, K, counts, found, options=EXTRAS, row_starts=np.array(starts), values=ran.values) == []
+    assert find_errors(x, K, counts, found, options=EXTRAS, row_starts=np.array(starts), values=ran.values) == []
 
 
 def test_what_is_deterministic_is_the_same_array_as_in_python(host: Host, tmp_path: Path) -> None:
@@ -895,7 +895,7 @@ def test_what_is_not_exported_is_counted_in_the_plan_that_goes_out_instead(host:
     ran = run(host, x, tmp_path)  # clusters with two blocks an SM would be best
     assert ran.plan["route"] == "filtered" and ran.plan["missing"] > 0
     assert ran.plan["first_missing"].startswith("clustered<64,4,x")
-    assert faults(x, K, None, ran.indices) == []
+    assert find_errors(x, K, None, ran.indices) == []
 
 
 FAILURES: list[tuple[int, str, dict[str, Any]]] = [
@@ -932,7 +932,7 @@ def test_a_host_that_cannot_says_why(host: Host, tmp_path: Path, code: int, said
 
 def test_a_wrong_selection_would_be_seen(host: Host, tmp_path: Path) -> None:
     x = logits(3, 5000)
-    assert faults(x, K, None, run(host, x, tmp_path, fault="missed").indices)
+    assert find_errors(x, K, None, run(host, x, tmp_path, fault="missed").indices)
 
 
 def test_a_damaged_cubin_is_refused(host: Host, tmp_path: Path) -> None:

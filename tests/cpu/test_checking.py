@@ -12,7 +12,7 @@ import pytest
 
 from drvtopk.spec import Options
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults, narrowed, select, widened
+from drvtopk.testing.oracle import find_errors, narrowed, select, widened
 from tools import checking
 from tools.checking import Expected
 
@@ -116,7 +116,7 @@ def test_it_says_what_the_oracle_says(
             bad = np.stack([one] * 5)
             spoil(bad[launch, row], n, m)
             said = expected.wrong(k, bad, threads)
-            asked = faults(widened(x[again], dtype), k, lengths, bad[launch])
+            asked = find_errors(widened(x[again], dtype), k, lengths, bad[launch])
             assert bool(said) == bool(asked), (said, asked)
             assert not said or said[0].startswith(f"launch {launch}, row {row} ")
             decided.add(bool(said))

@@ -21,7 +21,7 @@ from drvtopk.cli import indexer
 from drvtopk.errors import CompileError, CompilerUnavailable, DriverUnavailable, InvalidArgument
 from drvtopk.planned import FIGURES
 from drvtopk.spec import DTYPES, ROUTES, KernelInfo, Options, Variant
-from drvtopk.testing.oracle import faults, narrowed, topk_reference
+from drvtopk.testing.oracle import find_errors, narrowed, topk_reference
 from tests import tiny
 from tests.needs import needs_nvrtc
 
@@ -82,7 +82,7 @@ def test_topk_runs_the_reference_and_warns(capsys: pytest.CaptureFixture[str], t
     arguments = ["topk", str(tmp_path / "x.npy"), "--k", "64", "--lengths", str(tmp_path / "n.npy"), "--out", str(out)]
     assert main(arguments) == 0
     assert "no GPU: nothing ran on a device" in capsys.readouterr().err
-    assert faults(x, 64, lengths, np.load(out)) == []
+    assert find_errors(x, 64, lengths, np.load(out)) == []
     found = document(capsys, *arguments)
     assert found["device"] is None and found["rows"] == 3
 
@@ -123,7 +123,7 @@ def test_topk_takes_every_option_and_writes_the_values_too(
     out, values = np.load(files["out"]), np.load(files["values"])
     assert values.dtype == x.dtype
     asked: dict[str, Any] = {name: given[name] for name in ("row_starts", "page_table")}
-    wrong = faults(x, 64, given["lengths"], out, options=options, values=values, page_size=4, **asked)
+    wrong = find_errors(x, 64, given["lengths"], out, options=options, values=values, page_size=4, **asked)
     assert wrong == []
     assert main(argv) == 0
     shown = capsys.readouterr().out.splitlines()
@@ -148,7 +148,7 @@ def test_the_other_byte_order_is_read_as_what_it_says(tmp_path: Path) -> None:
     assert main([*argv, "--values-out", str(tmp_path / "v.npy")]) == 0
     values = np.load(tmp_path / "v.npy")
     assert values.dtype == np.dtype("=f4")
-    assert faults(x, 9, np.array([400, 7]), np.load(out), options=Options(values=True), values=values) == []
+    assert find_errors(x, 9, np.array([400, 7]), np.load(out), options=Options(values=True), values=values) == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from drvtopk.__main__ import main
 from drvtopk.cli import demo, indexer
 from drvtopk.driver import Driver
 from drvtopk.spec import ROUTES, Options
-from drvtopk.testing.oracle import faults, narrowed
+from drvtopk.testing.oracle import find_errors, narrowed
 from tests import emulated
 from tests.emulated import EmulatedDriver
 
@@ -91,7 +91,7 @@ def test_topk_reports_the_plan_that_ran(
     assert found["plan"]["route"] == "filtered" and found["plan"]["why"] == found["why"]
     launched = [name for name in api.names if name.startswith("cuLaunch")]
     assert launched == ["cuLaunchKernel"], "what ran is what is reported"
-    assert faults(x, 64, lengths, np.load(out)) == []
+    assert find_errors(x, 64, lengths, np.load(out)) == []
     assert main([*argv, "--max-seq-len", "100"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"]["max_seq_len"] == 128, "the next power of two"
     assert "cuLaunchCooperativeKernel" not in api.names, "the hint was given to what ran, too"
@@ -135,7 +135,7 @@ def test_topk_with_every_option_reports_what_ran_with_them(
     assert api.names.count("cuModuleLoadData") == modules
     more: dict[str, Any] = {name: given[name] for name in ("row_starts", "page_table")}
     values = np.load(beside)
-    wrong = faults(x, 600, given["lengths"], np.load(out), options=options, values=values, page_size=64, **more)
+    wrong = find_errors(x, 600, given["lengths"], np.load(out), options=options, values=values, page_size=64, **more)
     assert wrong == []
 
 

@@ -23,7 +23,7 @@ from drvtopk.engine import current_engine
 from drvtopk.errors import CompileError, DriverError, DriverUnavailable
 from drvtopk.interop.arrays import from_address
 from drvtopk.spec import Variant
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import CupyArray, Interface, Memory, Tensor, Versioned, frameworks
@@ -85,7 +85,7 @@ def test_many_threads_use_everything_first_at_once(api: EmulatedDriver, compiler
             except CompileError:
                 complaints.append("compile")
                 continue
-            complaints += faults(x, k, None, found if which % 2 else found.numpy())
+            complaints += find_errors(x, k, None, found if which % 2 else found.numpy())
         return complaints
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -107,12 +107,12 @@ def test_who_is_prepared_does_not_wait_for_who_compiles(api: EmulatedDriver, com
         other = pool.submit(drvtopk.topk, x, 17)
         assert compiler.waiting.wait(20)
         again = pool.submit(drvtopk.topk, x, 16)
-        assert faults(x, 16, None, again.result(timeout=20)) == []
+        assert find_errors(x, 16, None, again.result(timeout=20)) == []
         array, out = Interface(drv.load(), x), Interface(drv.load(), np.zeros((2, 16), np.int32))
         pool.submit(ready, array, out=out).result(timeout=20)
         assert not other.done()
         compiler.gate.set()
-        assert faults(x, 17, None, other.result(timeout=20)) == []
+        assert find_errors(x, 17, None, other.result(timeout=20)) == []
 
 
 def test_each_context_has_an_engine_of_its_own(api: EmulatedDriver) -> None:
@@ -123,7 +123,7 @@ def test_each_context_has_an_engine_of_its_own(api: EmulatedDriver) -> None:
     api.contexts.append(0x88)
     second = current_engine()
     assert second is not first and second.context == 0x88
-    assert faults(x, 16, None, drvtopk.topk(x, 16)) == []
+    assert find_errors(x, 16, None, drvtopk.topk(x, 16)) == []
     assert api.names.count("cuModuleLoadData") == loads + 1, "a kernel belongs to the context that loaded it"
     api.contexts.pop()
     assert current_engine() is first
@@ -295,7 +295,7 @@ def test_an_array_that_says_its_device_works_on_a_thread_without_a_context(
     x = logits(1, 2, 3000)
     given = kind(drv.load(), x)
     found = elsewhere(lambda: drvtopk.topk(given, 16))
-    assert faults(x, 16, None, found.numpy()) == []
+    assert find_errors(x, 16, None, found.numpy()) == []
     assert elsewhere(lambda: strict.stack) == [] and strict.stack == [0x77]
 
 
@@ -324,7 +324,7 @@ def test_what_is_prepared_runs_in_its_context_on_any_thread(strict: Strict, rout
         elsewhere(call)
         found = np.empty((2, 16), np.int32)
         driver.copy_to_host(found, out.at)
-        assert faults(x, 16, None, found) == []
+        assert find_errors(x, 16, None, found) == []
     strict.fail["cuLaunchCooperativeKernel" if route == "persistent" else "cuLaunchKernel"] = 700
     with pytest.raises(DriverError, match="700"):
         elsewhere(lambda: bound(0))
@@ -342,4 +342,4 @@ def test_a_refusal_on_such_a_thread_falls_back_there(strict: Strict) -> None:
     elsewhere(lambda: first(0))
     found = np.empty((2, 16), np.int32)
     driver.copy_to_host(found, out.at)
-    assert faults(x, 16, None, found) == [] and ready.plan.route == "filtered"
+    assert find_errors(x, 16, None, found) == [] and ready.plan.route == "filtered"

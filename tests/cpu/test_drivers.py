@@ -17,7 +17,7 @@ from drvtopk.engine import Engine
 from drvtopk.errors import DriverError, DriverUnavailable
 from drvtopk.plan import Problem
 from drvtopk.staging import Staging
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.fake_driver import Answer, FakeDriver
@@ -50,7 +50,7 @@ def everything(api: EmulatedDriver, x: Any) -> None:
     drv._loaded = driver
     assert driver.devices()
     for route in ("filtered", "persistent", "clustered"):
-        assert faults(x, K, None, drvtopk.topk(x, K, route=route)) == []
+        assert find_errors(x, K, None, drvtopk.topk(x, K, route=route)) == []
     made = drvtopk.prepare(rows=3, width=50_000, k=K, route="persistent", stream=7)
     assert made.plan.route == "persistent"
 
@@ -215,7 +215,7 @@ class Interface:
 def test_a_result_is_read_in_its_own_context(api: EmulatedDriver, x: Any) -> None:
     found = drvtopk.topk(Interface(api, x), K)
     api.calls.clear()
-    assert faults(x, K, None, found.numpy()) == []
+    assert find_errors(x, K, None, found.numpy()) == []
     assert api.calls[:2] == [("cuCtxGetId", (0x77,)), ("cuCtxPushCurrent", (0x77,))]
     assert api.names[-1] == "cuCtxPopCurrent"
     for current, ordinal, inside in ((0x88, 0, False), (0x88, 1, True), (0, 0, True)):

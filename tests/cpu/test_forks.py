@@ -20,7 +20,7 @@ import drvtopk
 from drvtopk import cache, compiler, driver as drv, engine, forks, nvrtc, progress, workers
 from drvtopk.interop import dlpack
 from drvtopk.plan import plan
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests import emulated
 from tests.producers import Interface
 
@@ -81,7 +81,7 @@ def work():
     prepared.launch(given, 0, out, workspace)  # the emulated device works in a child, unlike CUDA
     host = np.empty((2, 16), np.int32)
     here.staging.to_host(host, out, 0)
-    assert faults(x, 16, None, host) == [], "a launch"
+    assert find_errors(x, 16, None, host) == [], "a launch"
     for name, held in mine.items():
         assert held.acquire(timeout=5), name
         held.release()

@@ -17,7 +17,7 @@ from drvtopk.plan import Problem
 from drvtopk.source import kernel_sources
 from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, DTYPES, MAX_K, NANS, ROUTES, Options, align
 from drvtopk.testing.inputs import INPUTS, make
-from drvtopk.testing.oracle import faults, narrowed
+from drvtopk.testing.oracle import find_errors, narrowed
 from tests.harness.runner import Array, Ints, build, simulate
 from tests.harness.scenario import TUNING, WIDTH, ancestor, any_scenario, plan_for, telling_scenario
 from tests.needs import needs_cpp
@@ -39,7 +39,7 @@ def test_every_kind_of_input_on_every_path(name: str, route: str) -> None:
     words = np.full(made.workspace_bytes // 4, 0xFFFFFFFF, np.uint32)
     run = simulate(made, x, lengths, workspace=words, seed=len(name))
     assert run.status == "done", run.report
-    assert faults(x, K, lengths, run.out) == []
+    assert find_errors(x, K, lengths, run.out) == []
 
 
 @pytest.mark.exhaustive("schedules")
@@ -65,7 +65,7 @@ def test_rows_about_as_long_as_registers_hold_at_the_largest_k() -> None:
     assert (made.vec_size, made.block) == (1, 512)
     run = simulate(made, x, lengths, workspace=np.empty(0, np.uint32), seed=1, offset=1)
     assert run.status == "done", run.report
-    assert faults(x, MAX_K, lengths, run.out) == []
+    assert find_errors(x, MAX_K, lengths, run.out) == []
 
 
 @pytest.mark.exhaustive("harness")
@@ -91,7 +91,7 @@ def test_every_kind_of_input_in_registers_of_which_every_thread_holds_some(optio
         assert made.block == (1024 if slots > len(x) else 512)
         run = simulate(made, x, row_starts=starts, seed=k)
         assert run.status == "done", run.report
-        assert faults(x, k, None, run.out, options=options, row_starts=starts) == []
+        assert find_errors(x, k, None, run.out, options=options, row_starts=starts) == []
 
 
 @pytest.mark.exhaustive("harness")
@@ -123,7 +123,7 @@ def test_a_cluster_shares_rows_of_all_numbers_of_samples(group: int) -> None:
         made = plan_for(problem, group, route="clustered", group=group, tuning=tuning)
         run = simulate(made, x)
         assert run.status == "done", run.report
-        assert faults(x, K, None, run.out) == []
+        assert find_errors(x, K, None, run.out) == []
 
 
 @pytest.mark.exhaustive("harness")
@@ -146,7 +146,7 @@ def exact(x: Array, k: int, options: Options, route: str, chunk: int, lengths: I
     made = plan_for(problem, 7, route=route, chunk=chunk if route == "persistent" else None, tuning=tuning)
     run = simulate(made, x, lengths)
     assert run.status == "done", run.report
-    assert faults(x, k, lengths, run.out, options=options) == []
+    assert find_errors(x, k, lengths, run.out, options=options) == []
 
 
 rows_drawn = st.lists(
@@ -178,7 +178,7 @@ def test_any_bits_any_lengths(rows: list[tuple[int, list[int], int, int]], slots
     words = np.random.default_rng(seed).integers(0, 3, made.workspace_bytes // 4, dtype=np.uint32)
     run = simulate(made, x, lengths, workspace=words, seed=seed, offset=vec % 4)
     assert run.status == "done", run.report
-    assert faults(x, k, lengths, run.out) == []
+    assert find_errors(x, k, lengths, run.out) == []
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8, 33])

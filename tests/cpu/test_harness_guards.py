@@ -12,7 +12,7 @@ from drvtopk.errors import InvalidArgument
 from drvtopk.plan import Problem
 from drvtopk.spec import DEFAULT_TUNING, DTYPES, MAX_COUNTED, PLAIN, ROUTES, Options, Tuning
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults, narrowed
+from drvtopk.testing.oracle import find_errors, narrowed
 from tests.harness import guards
 from tests.harness.runner import simulate
 from tests.harness.scenario import TUNING, Scenario, plan_for
@@ -55,7 +55,7 @@ def test_scale_mixes(route: str, dtype: str, options: Options) -> None:
     run = simulate(made, x, lengths, row_starts=starts, seed=1)
     assert run.status == "done", run.report
     given = run.values if options.values else None
-    assert faults(x, k, lengths, run.out, options=options, row_starts=starts, values=given) == []
+    assert find_errors(x, k, lengths, run.out, options=options, row_starts=starts, values=given) == []
 
 
 @pytest.mark.parametrize(("route", "group", "width", "k"), [("filtered", None, 20_000, 4), ("clustered", 8, 65_536, 8)])
@@ -70,7 +70,7 @@ def test_forced_tokens_among_log_probabilities(route: str, group: int | None, wi
     made = plan_for(problem, 9, route=route, group=group, tuning=DEFAULT_TUNING)
     run = simulate(made, x, seed=1)
     assert run.status == "done", run.report
-    assert faults(x, k, None, run.out) == []
+    assert find_errors(x, k, None, run.out) == []
 
 
 @pytest.mark.parametrize(("name", "most"), [("short_max", MAX_COUNTED), ("max_candidates", MAX_COUNTED // 4)])

@@ -15,7 +15,7 @@ import pytest
 from drvtopk.cache import Cache
 from drvtopk.driver import Driver
 from drvtopk.engine import Engine
-from drvtopk.events import EVENTS, tell
+from drvtopk.events import EVENTS, log_event
 from drvtopk.export import export_kernels, prebuilt
 from drvtopk.export.prebuilt import Prebuilt
 from drvtopk.plan import Problem
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_used_is_a_warning(caplog: pytest.LogCaptureFixt
 
 
 def test_records_name_the_line_that_told_them(caplog: pytest.LogCaptureFixture) -> None:
-    tell(logging.INFO, "plan", "%s", "here")
+    log_event(logging.INFO, "plan", "%s", "here")
     assert caplog.records[-1].filename == Path(__file__).name
 
 

@@ -19,7 +19,7 @@ from drvtopk import driver as drv
 from drvtopk.errors import InvalidArgument
 from drvtopk.interop import arrays, dlpack
 from drvtopk.interop.arrays import from_address, stream_handle, view
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.producers import CupyArray, Interface, Legacy, Memory, Tensor, Versioned, frameworks
@@ -237,7 +237,7 @@ def test_interfaces_that_are_somewhat_unusual_are_read(api: EmulatedDriver, x: A
         {"stream": np.int64(5)}, {"version": np.int32(3)},
     ):  # fmt: skip
         found = drvtopk.topk(described(x, **changed), K).numpy()
-        assert faults(x, K, None, found) == []
+        assert find_errors(x, K, None, found) == []
         seen = view("x", described(x, **changed), "float32")
         assert all(type(n) is int for n in (*seen.shape, *seen.strides, seen.address))
     data = Interface(drv.load(), x).at

@@ -24,7 +24,7 @@ from drvtopk.cache import Cache
 from drvtopk.cli.arrays import load
 from drvtopk.errors import CacheWarning, InvalidArgument
 from drvtopk.export import export_kernels, manifest
-from drvtopk.export.manifest import Unreadable
+from drvtopk.export.manifest import ManifestError
 from drvtopk.export.prebuilt import Prebuilt, use_cubins
 from drvtopk.spec import Options, Tuning, Variant, instantiations
 
@@ -204,7 +204,7 @@ def signed(document: Any) -> str:
 def refusal(folder: Path, text: str | bytes) -> str:
     """How a manifest is refused, by its reader, by `use_cubins` and by an export, with a miss."""
     (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(Unreadable) as refused:
+    with pytest.raises(ManifestError) as refused:
         manifest.read(folder)
     with pytest.warns(CacheWarning):
         assert Prebuilt([folder]).find(ONE, ARCH) is None
@@ -274,7 +274,7 @@ def test_each_field_of_a_manifest_has_its_type_and_range(place: tuple[Any, ...],
         document = json.loads(text)
         put(document, place, value)
         (tmp_path / "manifest.json").write_text(signed(document))
-        with pytest.raises(Unreadable, match=r"manifest\.json cannot be read \(") as refused:
+        with pytest.raises(ManifestError, match=r"manifest\.json cannot be read \(") as refused:
             manifest.read(tmp_path)
         if place != VARIANT and "Infinity" not in json.dumps(value):
             assert str(place[-1]) in str(refused.value) and "\n" not in str(refused.value)
@@ -285,7 +285,7 @@ def test_a_record_that_was_changed_is_not_the_one_that_was_written(text: str, tm
         document = json.loads(text)
         put(document["kernels"][0], place, 31)
         (tmp_path / "manifest.json").write_text(json.dumps(document))
-        with pytest.raises(Unreadable, match=r"kernels\[0\]"):
+        with pytest.raises(ManifestError, match=r"kernels\[0\]"):
             manifest.read(tmp_path)
 
 
@@ -307,7 +307,7 @@ def test_any_bytes_of_a_manifest_are_one_or_refused(exported: Path, edits: Any) 
     folder = exported.parent / "bytes"
     folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_bytes(mutated((exported / "manifest.json").read_bytes(), edits))
-    with contextlib.suppress(Unreadable):
+    with contextlib.suppress(ManifestError):
         manifest.read(folder)
 
 
@@ -320,7 +320,7 @@ def test_any_value_of_any_field_is_right_or_refused(exported: Path, data: st.Dat
     document |= {"kernels": document["kernels"][:1]}
     put(document, data.draw(st.sampled_from(places(document))), value)
     (folder / "manifest.json").write_text(signed(document))
-    with contextlib.suppress(Unreadable):
+    with contextlib.suppress(ManifestError):
         for kernel in manifest.read(folder).kernels.values():
             assert type(kernel.info.registers) is int and 1 <= kernel.info.registers <= 255
 

@@ -7,7 +7,7 @@ import pytest
 
 from drvtopk.errors import InvalidArgument
 from drvtopk.testing.inputs import INPUTS, make
-from drvtopk.testing.oracle import faults, ordered_keys, topk_reference
+from drvtopk.testing.oracle import find_errors, ordered_keys, topk_reference
 
 
 def test_keys_order_as_values_do() -> None:
@@ -24,7 +24,7 @@ def test_the_reference_is_exact_by_sorting(name: str) -> None:
     x = make(name, 3, 700)
     lengths = np.array([700, 300, 20])
     found = topk_reference(x, 100, lengths)
-    assert faults(x, 100, lengths, found) == []
+    assert find_errors(x, 100, lengths, found) == []
     for row, n in enumerate(lengths):
         best = np.sort(ordered_keys(x[row, :n]))[::-1][:100]
         picked = found[row][found[row] >= 0]
@@ -57,14 +57,14 @@ def broken(change: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("change", ["dropped", "next best", "twice", "past the length", "hole", "poison", "tail index"])
 def test_every_kind_of_fault_is_seen(change: str) -> None:
     x, lengths, out = broken(change)
-    assert len(faults(x, 64, lengths, out)) == 1
-    assert faults(x, 64, lengths, broken("nothing")[2]) == []
+    assert len(find_errors(x, 64, lengths, out)) == 1
+    assert find_errors(x, 64, lengths, broken("nothing")[2]) == []
 
 
 def test_any_of_equal_values_will_do_and_a_shape_will_not() -> None:
     x = make("all_equal", 1, 100)
-    assert faults(x, 10, None, np.arange(50, 60, dtype=np.int32)[None]) == []
-    assert "shape" in faults(x, 10, None, np.zeros((1, 9), np.int32))[0]
+    assert find_errors(x, 10, None, np.arange(50, 60, dtype=np.int32)[None]) == []
+    assert "shape" in find_errors(x, 10, None, np.zeros((1, 9), np.int32))[0]
 
 
 def test_bad_input_is_named() -> None:
@@ -92,16 +92,16 @@ def test_what_equal_values_would_hide_is_seen(length: int, place: int, index: in
     lengths = np.array([length])
     out = np.arange(10, dtype=np.int32)[None].copy()
     out[0, length:] = -1
-    assert faults(x, 10, lengths, out) == []
+    assert find_errors(x, 10, lengths, out) == []
     out[0, place] = index
-    (found,) = faults(x, 10, lengths, out)
+    (found,) = find_errors(x, 10, lengths, out)
     assert said in found and found.startswith(f"row 0 (length {length}): ")
 
 
 def test_one_element_more_than_places_is_looked_at() -> None:
     x = np.arange(11, dtype=np.float32)[None]
-    assert faults(x, 10, None, np.arange(1, 11, dtype=np.int32)[None]) == []
-    assert "keys differ" in faults(x, 10, None, np.arange(10, dtype=np.int32)[None])[0]
+    assert find_errors(x, 10, None, np.arange(1, 11, dtype=np.int32)[None]) == []
+    assert "keys differ" in find_errors(x, 10, None, np.arange(10, dtype=np.int32)[None])[0]
 
 
 def test_lengths_are_clamped_to_what_exists() -> None:
@@ -109,7 +109,7 @@ def test_lengths_are_clamped_to_what_exists() -> None:
     lengths = np.array([2**31 - 1, -(2**31), 51, -1], np.int64)
     found = topk_reference(x, 60, lengths)
     assert [int(np.count_nonzero(row >= 0)) for row in found] == [50, 0, 50, 0]
-    assert faults(x, 60, lengths, found) == []
+    assert find_errors(x, 60, lengths, found) == []
     assert np.array_equal(found[[0, 2]], topk_reference(x, 60)[[0, 2]])
 
 
@@ -128,5 +128,5 @@ def test_bytes_in_another_order_are_refused_not_misread(swapped: str) -> None:
 def test_as_many_rows_are_reported_as_asked_for() -> None:
     x = make("normal", 12, 30)
     wrong = np.full((12, 5), -1, np.int32)
-    assert [len(faults(x, 5, None, wrong)), len(faults(x, 5, None, wrong, limit=3))] == [8, 3]
-    assert faults(x, 5, None, wrong, limit=3)[2].startswith("row 2 ")
+    assert [len(find_errors(x, 5, None, wrong)), len(find_errors(x, 5, None, wrong, limit=3))] == [8, 3]
+    assert find_errors(x, 5, None, wrong, limit=3)[2].startswith("row 2 ")

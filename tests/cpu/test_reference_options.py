@@ -14,7 +14,7 @@ import pytest
 from drvtopk.errors import InvalidArgument
 from drvtopk.spec import DTYPES, NANS, Options, Selected
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults, narrowed, ordered_keys, row_windows, select, topk_reference, widened
+from drvtopk.testing.oracle import find_errors, narrowed, ordered_keys, row_windows, select, topk_reference, widened
 from drvtopk.words import Dtype
 
 Array = npt.NDArray[Any]
@@ -49,7 +49,7 @@ def test_a_selection_without_choices_is_what_sorting_numbers_gives(
             wanted = brute(x[row, :n], 40, options)
             assert found.indices[row].tolist() == wanted + [-1] * (40 - len(wanted))
             assert found.values[row, : len(wanted)].tobytes() == x[row, wanted].tobytes()
-        assert faults(x, 40, np.array([90, 41, 12]), found.indices, options=options, values=found.values) == []
+        assert find_errors(x, 40, np.array([90, 41, 12]), found.indices, options=options, values=found.values) == []
 
 
 def test_16_bit_values_order_as_their_float32_do() -> None:
@@ -89,7 +89,7 @@ def test_windows_begin_where_they_are_told_and_end_with_the_row() -> None:
         alone = select(x[row : row + 1, start : start + n], 12, options=Options(order="value"))
         assert np.array_equal(found[row], alone.indices[0]), "a window is a row of its own"
         assert np.array_equal(values[row], alone.values[0])
-    assert faults(x, 12, lengths, found, options=options, row_starts=starts, values=values) == []
+    assert find_errors(x, 12, lengths, found, options=options, row_starts=starts, values=values) == []
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (3, 2)])
@@ -113,7 +113,7 @@ def test_pages_lead_each_index_through_its_rows_table(page_size: int, tables: in
         for index, place in zip(plain[row].tolist(), found[row].tolist(), strict=True):
             page = table[row // (6 // tables), index // page_size]
             assert place == (-1 if index < 0 else page * page_size + index % page_size)
-    assert faults(x, 30, lengths, found, options=options, page_table=table, page_size=page_size) == []
+    assert find_errors(x, 30, lengths, found, options=options, page_table=table, page_size=page_size) == []
 
 
 def test_a_page_that_is_not_there_gives_minus_one() -> None:
@@ -207,7 +207,9 @@ class Question:
 
     def wrong(self, found: Selected) -> list[str]:
         values = found.values if self.options.values else None
-        return faults(self.x, 60, self.lengths, found.indices, options=self.options, values=values, **self.arrays())
+        return find_errors(
+            self.x, 60, self.lengths, found.indices, options=self.options, values=values, **self.arrays()
+        )
 
 
 def question(**options: Any) -> Question:
@@ -305,7 +307,7 @@ def test_every_kind_of_wrong_answer_to_an_option_is_seen(name: str) -> None:
 
 def test_missing_values_are_seen() -> None:
     asked = question(values=True)
-    assert faults(asked.x, 60, asked.lengths, asked.answer().indices, options=asked.options) == [
+    assert find_errors(asked.x, 60, asked.lengths, asked.answer().indices, options=asked.options) == [
         "the values are missing"
     ]
 

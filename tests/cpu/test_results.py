@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tools import compare, lines, picture, provenance, results_table, yardstick
+from tools import baselines, compare, lines, picture, provenance, results_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,33 +49,33 @@ def cell(**changes: Any) -> dict[str, Any]:
     return made
 
 
-# The yardstick
+# The baselines
 
 
 def test_the_best_peer_does_the_same_work() -> None:
-    found = yardstick.at(cell())
+    found = baselines.at(cell())
     assert found is not None and found.exact is not None
     assert (found.best.name, found.exact.name) == ("sgl_v2", "vllm033_coop")
-    pdl = yardstick.at(cell(), pdl=True)
+    pdl = baselines.at(cell(), pdl=True)
     assert pdl is not None and pdl.exact == found.exact
     assert pdl.best.name == "sgl_v2_pdl" and pdl.best.us < found.best.us, "beside our own PDL only"
-    half = yardstick.at(cell(dtype="bfloat16"))
+    half = baselines.at(cell(dtype="bfloat16"))
     assert half is not None and half.best.name == "ds_bf16"
-    assert yardstick.at(cell(dtype="float16")) is None
+    assert baselines.at(cell(dtype="float16")) is None
 
 
 @pytest.mark.parametrize("change", [{"stride": 4097}, {"offset": 1}, {"lengths": "uniform"}, {"len": 5000}, {"k": 7}])
 def test_peers_are_not_held_against_cells_that_they_were_not_given(change: dict[str, Any]) -> None:
-    assert yardstick.at(cell(**change)) is None
-    assert yardstick.at(cell(input="uniform")) is None
+    assert baselines.at(cell(**change)) is None
+    assert baselines.at(cell(input="uniform")) is None
 
 
 def test_who_was_ever_wrong_is_never_the_best_exact_one() -> None:
-    wrong = set(yardstick.data()["wrong_for_some_input"])
+    wrong = set(baselines.data()["wrong_for_some_input"])
     assert wrong
     seen = set()
-    for k, rows, length, *_ in yardstick.data()["cells"]:
-        found = yardstick.at(cell(k=k, rows=rows, len=length), pdl=True)
+    for k, rows, length, *_ in baselines.data()["cells"]:
+        found = baselines.at(cell(k=k, rows=rows, len=length), pdl=True)
         assert found is not None and found.exact is not None
         assert found.exact.name not in wrong and found.best.us <= found.exact.us
         seen.add(found.best.name)
@@ -83,16 +83,16 @@ def test_who_was_ever_wrong_is_never_the_best_exact_one() -> None:
 
 
 def test_adversarial_inputs_have_times_of_their_own() -> None:
-    plain = yardstick.times_of(cell(k=2048, rows=256, len=65536))
-    ties = yardstick.times_of(cell(k=2048, rows=256, len=65536, input="all_equal"))
+    plain = baselines.times_of(cell(k=2048, rows=256, len=65536))
+    ties = baselines.times_of(cell(k=2048, rows=256, len=65536, input="all_equal"))
     assert plain["vllm033_pers"] < ties["vllm033_pers"]
-    columns = yardstick.data()["adversarial_columns"]
+    columns = baselines.data()["adversarial_columns"]
     assert columns[:5] == ["input", "k", "rows", "len", "wrong"]
-    assert set(yardstick.SAME_INPUT.values()) <= {entry[0] for entry in yardstick.data()["adversarial"]}
+    assert set(baselines.SAME_INPUT.values()) <= {entry[0] for entry in baselines.data()["adversarial"]}
 
 
 def test_the_data_are_whole() -> None:
-    data = yardstick.data()
+    data = baselines.data()
     peers = set(data["peers"])
     assert set(data["columns"][3:]) == set(data["adversarial_columns"][5:]) == peers
     assert set(data["wrong_for_some_input"]) < peers
@@ -103,26 +103,26 @@ def test_the_data_are_whole() -> None:
     means = {}
     for k in (512, 1024, 2048):
         shapes = [(rows, length) for kk, rows, length in full if kk == k]
-        yards = [(yardstick.at(cell(k=k, rows=r, len=n)), floors[4 * r * n]) for r, n in shapes]
-        means[k] = yardstick.geometric_mean([yard.best.us / floor for yard, floor in yards if yard is not None])
+        yards = [(baselines.at(cell(k=k, rows=r, len=n)), floors[4 * r * n]) for r, n in shapes]
+        means[k] = baselines.geometric_mean([yard.best.us / floor for yard, floor in yards if yard is not None])
     assert {k: round(mean, 1) for k, mean in means.items()} == {512: 3.2, 1024: 3.3, 2048: 3.5}
 
 
 def test_means_are_geometric_and_the_worst_come_first() -> None:
-    yards = {n: yardstick.at(cell(len=n)) for n in (4096, 8192, 16384)}
+    yards = {n: baselines.at(cell(len=n)) for n in (4096, 8192, 16384)}
     made = []
     for (n, yard), speed in zip(yards.items(), (4.0, 0.5, 0.5), strict=True):
         assert yard is not None
         made.append(cell(len=n, us=yard.best.us / speed, floor_us=yard.best.us / speed / 2))
     made.append(cell(len=5000, us=8.0, floor_us=1.0))
-    found = yardstick.summary(made)
+    found = baselines.summary(made)
     assert found is not None
     assert (found.cells, found.compared, found.slower) == (4, 3, 2)
     assert found.over_best == pytest.approx(1.0) and found.over_floor == pytest.approx((2 * 2 * 2 * 8) ** 0.25)
     assert [round(speed, 6) for speed, _, _ in found.worst] == [0.5, 0.5, 4.0]
     assert found.over_exact > found.over_best
-    alone = yardstick.summary([cell(len=5000)])
-    assert alone is not None and math.isnan(alone.over_best) and yardstick.summary([]) is None
+    alone = baselines.summary([cell(len=5000)])
+    assert alone is not None and math.isnan(alone.over_best) and baselines.summary([]) is None
 
 
 # Two runs
@@ -173,7 +173,7 @@ def test_other_machines_are_said(tmp_path: Path) -> None:
 
 
 def test_times_stand_with_their_speed_up_over_the_best_peer() -> None:
-    yard = yardstick.at(cell())
+    yard = baselines.at(cell())
     assert yard is not None
     shown = results_table.table(
         [cell(us=yard.best.us / 2), cell(rows=4, len=1 << 20, us=20.0), cell(rows=16, len=1 << 20)]
@@ -188,7 +188,7 @@ def test_times_stand_with_their_speed_up_over_the_best_peer() -> None:
 
 
 def test_each_kind_of_cell_has_a_line_of_means() -> None:
-    yard = yardstick.at(cell())
+    yard = baselines.at(cell())
     assert yard is not None and yard.exact is not None
     rows = [
         cell(us=yard.best.us / 2, floor_us=yard.best.us / 4),

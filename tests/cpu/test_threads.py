@@ -163,15 +163,15 @@ def test_launches_that_are_refused_at_once_warn_once(
     """The second is refused while the first is about to say so."""
     prepared = make(fake).prepare(LONG, route="persistent")
     first, second = (prepared.bind(prepared.args(*ADDRESSES)) for _ in range(2))
-    tell = events.tell
+    log_event = events.log_event
     others: list[Any] = [second]
 
     def telling(*how: Any) -> None:
         while others:
             pool.submit(others.pop(), 6).result(SECONDS)
-        tell(*how)
+        log_event(*how)
 
-    monkeypatch.setattr(launch, "tell", telling)
+    monkeypatch.setattr(launch, "log_event", telling)
     fake.fail[COOPERATIVE] = 720
     first(5)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -25,7 +25,7 @@ from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
 from drvtopk.spec import PLAIN, ROUTES, Options, Selected, Variant, align
 from drvtopk.testing.inputs import canaries, surround
-from drvtopk.testing.oracle import faults, narrowed
+from drvtopk.testing.oracle import find_errors, narrowed
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -276,7 +276,7 @@ class Gpu:
         """Runs and holds the result against the oracle; the indices."""
         found = self.run(x, k, lengths, **how)
         asked = {name: how[name] for name in ("options", "row_starts", "page_table", "page_size") if name in how}
-        assert faults(x, k, lengths, found.indices, values=found.values, **asked) == []
+        assert find_errors(x, k, lengths, found.indices, values=found.values, **asked) == []
         indices: Ints = found.indices
         return indices
 

@@ -13,7 +13,7 @@ from drvtopk.export import export_kernels
 from drvtopk.plan import Clusters, Occupancy, Plan, Problem, after_refusal, plan
 from drvtopk.spec import PLAIN, Options, Variant
 from drvtopk.testing.inputs import INPUTS
-from drvtopk.testing.oracle import faults, ordered_keys
+from drvtopk.testing.oracle import find_errors, ordered_keys
 from tests.c_host.running import CC, Host, as_printed, build
 from tests.gpu.support import NOT_INSTALLED, Floats, Gpu, compile_ahead, emulated
 
@@ -119,7 +119,7 @@ def test_a_host_in_c_plans_as_python_does_here_and_selects_exactly(
     made = planned(gpu, route, problem, given)
     ran = host.run(x, tmp_path, k=K, lengths=lengths, route=route, **words(given))
     assert {**ran.plan, **as_printed(made)} == ran.plan
-    assert faults(x, K, lengths, ran.indices) == []
+    assert find_errors(x, K, lengths, ran.indices) == []
     ours = gpu.run(
         x, K, lengths, offset=problem.offset, stride=problem.stride, prepared=gpu.engine.prepare(problem, plan=made)
     )
@@ -154,7 +154,7 @@ def test_the_longer_parameter_block_from_c(
     made = planned(gpu, route, problem_of(shape, given, WINDOWS), given)
     ran = host.run(x, tmp_path, k=K, lengths=lengths, row_starts=starts, values=True, route=route, **words(given))
     assert {**ran.plan, **as_printed(made)} == ran.plan
-    assert faults(x, K, lengths, ran.indices, options=WINDOWS, row_starts=starts, values=ran.values) == []
+    assert find_errors(x, K, lengths, ran.indices, options=WINDOWS, row_starts=starts, values=ran.values) == []
 
 
 def test_what_cannot_be_is_said_without_a_launch(gpu: Gpu, host: Host, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from drvtopk.__main__ import main
 from drvtopk.spec import ROUTES, Options
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults, narrowed
+from drvtopk.testing.oracle import find_errors, narrowed
 from tests.gpu.support import Gpu
 
 
@@ -37,7 +37,7 @@ def test_topk_of_a_file_runs_on_the_device(gpu: Gpu, capsys: pytest.CaptureFixtu
         assert main([*arguments, "--k", k, "--route", route]) == 0
         shown = capsys.readouterr()
         assert json.loads(shown.out)["device"] == gpu.engine.device.name and shown.err == ""
-        assert faults(x, int(k), lengths, np.load(out)) == []
+        assert find_errors(x, int(k), lengths, np.load(out)) == []
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -75,7 +75,7 @@ def test_topk_of_files_with_every_option(
     shown = json.loads(capsys.readouterr().out)
     assert shown["device"] == gpu.engine.device.name and shown["plan"]["route"] == route
     values = np.load(beside)
-    wrong = faults(x, 600, given["lengths"], np.load(out), options=options, values=values, page_size=64, **more)
+    wrong = find_errors(x, 600, given["lengths"], np.load(out), options=options, values=values, page_size=64, **more)
     assert wrong == []
 
 

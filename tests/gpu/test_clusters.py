@@ -13,7 +13,7 @@ from drvtopk.plan import Plan, Problem, plan
 from drvtopk.spec import CLUSTERS, DEFAULT_TUNING, PLAIN, Options, Tuning, Variant
 from drvtopk.testing.cases import SMALL
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.support import POISON, Gpu, compile_ahead, layout
 from tests.gpu.test_progress import Blocker
 
@@ -188,7 +188,7 @@ def test_prepared_inside_a_capture_and_right_for_later_lengths(gpu: Gpu, group: 
             driver.stream_synchronize(stream)
             found = np.empty((rows, 1024), np.int32)
             driver.copy_to_host(found, out)
-            assert faults(x, 1024, lengths, found) == [], (replay, lengths)
+            assert find_errors(x, 1024, lengths, found) == [], (replay, lengths)
         driver.graph_exec_destroy(executable)
         driver.graph_destroy(graph)
     for each in (stream, other):
@@ -231,7 +231,7 @@ def test_clusters_start_beside_a_neighbour(gpu: Gpu, rows: int, group: int) -> N
         driver.stream_destroy(stream)
         found = np.empty((rows, 1024), np.int32)
         driver.copy_to_host(found, out)
-    assert faults(x, 1024, None, found) == []
+    assert find_errors(x, 1024, None, found) == []
 
 
 @sizes

@@ -16,7 +16,7 @@ import pytest
 from drvtopk.plan import Problem, plan
 from drvtopk.spec import PLAIN, Options
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.kernels import Kernel, within
 from tests.gpu.support import POISON, Gpu, compile_ahead
 
@@ -156,4 +156,4 @@ def test_every_launch_ends_and_writes_nothing_beside_its_outputs(gpu: Gpu, way: 
     driver.stream_destroy(stream)
     windows = np.zeros(ROWS, np.int32) if options.row_starts else None
     given = kept if options.values else None
-    assert faults(x, K, None, found, options=options, row_starts=windows, values=given) == []
+    assert find_errors(x, K, None, found, options=options, row_starts=windows, values=given) == []

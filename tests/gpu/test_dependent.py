@@ -13,7 +13,7 @@ from drvtopk.compiler import compile_source
 from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.support import POISON, Gpu
 
 WIDTH = 24_000
@@ -127,6 +127,6 @@ def test_results_are_those_of_launches_without_it(gpu: Gpu, route: str) -> None:
 
 def test_the_interface_takes_it(gpu: Gpu) -> None:
     x = make("normal", 4, 40_000)
-    assert faults(x, 512, None, drvtopk.topk(x, 512, pdl=True)) == []
+    assert find_errors(x, 512, None, drvtopk.topk(x, 512, pdl=True)) == []
     prepared = drvtopk.prepare(rows=4, width=40_000, k=512, route="filtered", pdl=True)
     assert prepared.plan.pdl and prepared.problem.pdl

@@ -13,7 +13,7 @@ import pytest
 
 import drvtopk
 from drvtopk.engine import current_engine
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.support import ONE_DEVICE, Gpu
 
 pytestmark = [pytest.mark.alone, pytest.mark.real]
@@ -44,7 +44,7 @@ def selections(seed: int) -> list[str]:
     stream = driver.stream_create()
     for turn, (rows, width, k) in enumerate(SHAPES):
         x = np.random.default_rng(10 * seed + turn).standard_normal((rows, width), dtype=np.float32)
-        complaints += faults(x, k, None, drvtopk.topk(x, k))
+        complaints += find_errors(x, k, None, drvtopk.topk(x, k))
         ready = drvtopk.prepare(rows=rows, width=width, k=k)
         sizes = x.nbytes, rows * k * 4, max(ready.workspace_bytes, 1)
         logits, out, workspace = (driver.mem_alloc(size) for size in sizes)
@@ -57,7 +57,7 @@ def selections(seed: int) -> list[str]:
             driver.graph_launch(executable, stream)
         found = np.empty((rows, k), np.int32)
         current_engine().staging.to_host(found, out, stream)
-        complaints += faults(x, k, None, found)
+        complaints += find_errors(x, k, None, found)
         driver.graph_exec_destroy(executable)
         driver.graph_destroy(graph)
         for address in (logits, out, workspace):
@@ -87,7 +87,9 @@ def test_an_array_of_the_other_device_is_refused(gpu: Gpu) -> None:
         engine = current_engine()
         address = engine.driver.mem_alloc(x.nbytes)
         engine.driver.copy_to_device(address, x)
-        assert faults(x, 64, None, drvtopk.topk(drvtopk.from_address(address, x.shape, "float32"), 64).numpy()) == []
+        assert (
+            find_errors(x, 64, None, drvtopk.topk(drvtopk.from_address(address, x.shape, "float32"), 64).numpy()) == []
+        )
         return drvtopk.from_address(address, x.shape, "float32")
 
     logits = on_device(1, there)
@@ -104,7 +106,7 @@ def test_a_result_is_freed_on_its_own_device(gpu: Gpu) -> None:
 
     def made() -> Any:
         engine = current_engine()
-        with engine.driver.lent(x.nbytes, 0) as address:
+        with engine.driver.temporary(x.nbytes, 0) as address:
             engine.staging.to_device(address, x, 0)
             return drvtopk.topk(drvtopk.from_address(address, x.shape, "float32"), 4096, values=True)
 

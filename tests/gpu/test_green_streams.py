@@ -18,7 +18,7 @@ from drvtopk.errors import PlanError
 from drvtopk.plan import Problem, plan
 from drvtopk.spec import ROUTES, Variant
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from drvtopk.words import Route
 from tests.gpu.green import Green, green_stream
 from tests.gpu.kernels import within
@@ -94,7 +94,7 @@ def test_topk_ends_and_is_exact(gpu: Gpu, green: Green, route: Route) -> None:
         except PlanError:
             assert route in ("persistent", "clustered"), "the others always fit"
             continue
-        assert faults(x, K, lengths, found) == []
+        assert find_errors(x, K, lengths, found) == []
         ran += 1
     assert ran == len(SHAPES) or route in ("persistent", "clustered")
     assert ran > 0
@@ -117,7 +117,7 @@ def test_topk_of_device_arrays_ends_and_is_exact(gpu: Gpu, green: Green) -> None
                 drvtopk.topk(plain, K, stream=green.stream),
             ]
             gpu.driver.synchronize()
-            assert [faults(x, K, None, each.numpy()) for each in found] == [[]] * 4
+            assert [find_errors(x, K, None, each.numpy()) for each in found] == [[]] * 4
 
 
 @within(40)
@@ -130,7 +130,7 @@ def test_it_is_planned_for_the_sms_of_the_stream(gpu: Gpu, green: Green, route: 
     assert not made.cooperative or made.grid <= made.resident_cap
     x = make("normal", 1, WIDTH)
     (found,) = launched(gpu, x, prepared, green.stream, times=20)
-    assert faults(x, K, None, found) == []
+    assert find_errors(x, K, None, found) == []
     assert prepared.plan == made, "what was planned is what ran"
 
 
@@ -149,7 +149,7 @@ def test_preparations_for_other_streams_keep_their_plans(gpu: Gpu, green: Green)
             assert drvtopk.prepare(**problem, route=route, stream=given).plan == made
         for prepared, where in ((within, green.stream), (before, stream), (within, green.stream)):
             (found,) = launched(gpu, x, prepared, where, times=5)
-            assert faults(x, K, None, found) == []
+            assert find_errors(x, K, None, found) == []
         driver.stream_destroy(stream)
         assert before.plan == made and within.plan.sms == green.sms
 
@@ -165,7 +165,7 @@ def test_a_launch_planned_for_the_whole_device_ends_and_is_exact(gpu: Gpu, green
         made = prepared.plan
         for _ in range(2):
             (found,) = launched(gpu, x, prepared, green.stream, times=5)
-            assert faults(x, K, None, found) == []
+            assert find_errors(x, K, None, found) == []
         assert prepared.plan == made or prepared.plan.route == "filtered"
 
 
@@ -176,7 +176,7 @@ def test_launches_in_both_parts_at_once(gpu: Gpu, green: Green, route: Route) ->
     stream, x = gpu.driver.stream_create(), make("normal", 1, WIDTH)
     prepared = drvtopk.prepare(rows=1, width=WIDTH, k=K, route=route, stream=green.stream)
     for found in launched(gpu, x, prepared, green.stream, stream, times=200):
-        assert faults(x, K, None, found) == []
+        assert find_errors(x, K, None, found) == []
     gpu.driver.stream_destroy(stream)
 
 
@@ -204,4 +204,4 @@ def test_a_graph_captured_on_it(gpu: Gpu, green: Green, route: Route, told: bool
         driver.copy_to_host(found, out)
         driver.graph_exec_destroy(executable)
         driver.graph_destroy(graph)
-    assert faults(x, K, None, found) == []
+    assert find_errors(x, K, None, found) == []

@@ -19,7 +19,7 @@ import pytest
 
 import drvtopk
 from drvtopk.spec import ROUTES
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.support import NOT_INSTALLED, Gpu
 
 pytestmark = [pytest.mark.alone, pytest.mark.real]
@@ -127,7 +127,7 @@ def test_torchs_allocator_lends_the_workspace_while_its_graph_is_replayed(gpu: G
         logits.normal_()
         graph.replay()
     x = logits.cpu().numpy()
-    assert faults(x, 1024, None, out.cpu().numpy()) == []
+    assert find_errors(x, 1024, None, out.cpu().numpy()) == []
 
 
 def test_calls_of_other_threads_do_not_end_a_capture(gpu: Gpu) -> None:
@@ -143,7 +143,7 @@ def test_calls_of_other_threads_do_not_end_a_capture(gpu: Gpu) -> None:
     def beside() -> None:
         with drvtopk.primary_context():
             while not stop.is_set():
-                complaints.extend(faults(x, 64, None, drvtopk.topk(x, 64)))
+                complaints.extend(find_errors(x, 64, None, drvtopk.topk(x, 64)))
 
     others = [threading.Thread(target=beside) for _ in range(3)]
     for other in others:
@@ -157,7 +157,7 @@ def test_calls_of_other_threads_do_not_end_a_capture(gpu: Gpu) -> None:
                 select(logits, out=out)
             out.zero_()
             graph.replay()
-            assert faults(x, 64, None, out.cpu().numpy()) == []
+            assert find_errors(x, 64, None, out.cpu().numpy()) == []
     finally:
         stop.set()
         for other in others:
@@ -183,11 +183,11 @@ def test_many_threads_use_everything_first_at_once(gpu: Gpu) -> None:
                 if which % 2:
                     found = drvtopk.topk(x, k, stream=stream)
                 else:
-                    with driver.lent(x.nbytes, stream) as address:
+                    with driver.temporary(x.nbytes, stream) as address:
                         gpu.engine.staging.to_device(address, x, stream)
                         found = drvtopk.topk(drvtopk.from_address(address, x.shape, "float32"), k, stream=stream)
                         found = found.numpy()
-                complaints += faults(x, k, None, found)
+                complaints += find_errors(x, k, None, found)
             driver.stream_synchronize(stream)
             driver.stream_destroy(stream)
         return complaints
@@ -201,7 +201,7 @@ def test_the_default_streams_by_their_handles(gpu: Gpu, stream: int) -> None:
     x = np.random.default_rng(stream).standard_normal((3, 40_000), dtype=np.float32)
     routes: tuple[Any, ...] = gpu.routes
     for route in routes:
-        assert faults(x, 512, None, drvtopk.topk(x, 512, stream=stream, route=route)) == []
+        assert find_errors(x, 512, None, drvtopk.topk(x, 512, stream=stream, route=route)) == []
 
 
 def test_an_address_that_is_not_in_device_memory_is_refused(gpu: Gpu) -> None:
@@ -225,6 +225,6 @@ def test_a_forked_child_is_told_so(gpu: Gpu) -> None:
 
 def test_numpy_arrays_larger_than_the_pinned_buffers(gpu: Gpu) -> None:
     x = np.random.default_rng(0).standard_normal((5, 3_000_001), dtype=np.float32)
-    assert faults(x, 1024, None, drvtopk.topk(x, 1024)) == []
+    assert find_errors(x, 1024, None, drvtopk.topk(x, 1024)) == []
     found = drvtopk.topk(x[:, ::-1], 4096, values=True, order="value", index_dtype="int64")
     assert np.array_equal(found.values, -np.sort(-x, axis=1)[:, :4096])

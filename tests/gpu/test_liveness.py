@@ -15,7 +15,7 @@ from drvtopk.plan import Problem, calculated_occupancy
 from drvtopk.reasons import Kind, Reason
 from drvtopk.spec import KNOWN_DEVICES, ROUTES, TOP_KS, VEC_SIZES, DeviceInfo, Tuning, Variant
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.support import POISON, Gpu, layout
 
 ODD = DeviceInfo(
@@ -154,7 +154,7 @@ def test_a_captured_graph_is_right_for_any_later_lengths(gpu: Gpu, route: str) -
             if replay < 40 or replay % 50 == 0:
                 found = np.empty((rows, k), np.int32)
                 driver.copy_to_host(found, out)
-                assert faults(x, k, lengths, found) == [], (replay, lengths)
+                assert find_errors(x, k, lengths, found) == [], (replay, lengths)
         driver.graph_exec_destroy(executable)
         driver.graph_destroy(graph)
     driver.stream_destroy(stream)
@@ -183,7 +183,7 @@ def test_the_same_problem_on_several_streams_at_once(gpu: Gpu, streams: int, rou
         for out in outs:
             found = np.empty((rows, k), np.int32)
             driver.copy_to_host(found, out)
-            assert faults(x, k, None, found) == []
+            assert find_errors(x, k, None, found) == []
     for handle in handles:
         driver.stream_destroy(handle)
 
@@ -210,7 +210,7 @@ def test_a_workspace_left_by_another_problem_is_as_good_as_a_fresh_one(gpu: Gpu)
             if turn % 10 == 0:
                 found = np.empty((rows, 512), np.int32)
                 driver.copy_to_host(found, out)
-                assert faults(x[:rows], 512, None, found) == []
+                assert find_errors(x[:rows], 512, None, found) == []
 
 
 def test_rows_beyond_two_and_four_gigabytes(gpu: Gpu) -> None:
@@ -234,7 +234,7 @@ def test_rows_beyond_two_and_four_gigabytes(gpu: Gpu) -> None:
             prepared.launch(values, counts, out, workspace)
             found = np.empty((rows, k), np.int32)
             driver.copy_to_host(found, out)
-        assert faults(x, k, None, found[list(watched)]) == []
+        assert find_errors(x, k, None, found[list(watched)]) == []
         others = np.delete(found, watched, axis=0)
         assert np.all(others[:, :100] == np.arange(100)) and np.all(others[:, 100:] == -1)
 
@@ -258,12 +258,12 @@ def test_device_arrays_in_and_out(gpu: Gpu) -> None:
         gpu.driver.copy_to_device(counts, lengths)
         logits, given = Array(values, x.shape, "<f4"), Array(counts, (5,), "<i4")
         made = drvtopk.topk(logits, 1024, given)
-        assert faults(x, 1024, lengths, made.numpy()) == []
+        assert find_errors(x, 1024, lengths, made.numpy()) == []
         named = Array(out, (5, 1024), "<i4")
         assert drvtopk.topk(logits, 1024, given, out=named) is named
         found = np.empty((5, 1024), np.int32)
         gpu.driver.copy_to_host(found, out)
-        assert faults(x, 1024, lengths, found) == []
+        assert find_errors(x, 1024, lengths, found) == []
         with pytest.raises(WorkspaceTooSmall):
             small_one = Array(small, (1000,), "|u1")
             drvtopk.topk(logits, 1024, given, out=named, workspace=small_one, route="persistent")

@@ -13,7 +13,7 @@ from drvtopk.plan import Problem, plan
 from drvtopk.spec import DEFAULT_TUNING, DTYPES, NANS, PLAIN, ROUTES, Options, Tuning, Variant
 from drvtopk.testing.cases import SMALL, every_pair, layouts
 from drvtopk.testing.inputs import INPUTS, make
-from drvtopk.testing.oracle import faults, narrowed, select
+from drvtopk.testing.oracle import find_errors, narrowed, select
 from tests.gpu.support import Array, Gpu, compile_ahead, layout
 
 SINGLE = {
@@ -292,7 +292,7 @@ def test_a_hundred_repetitions_are_one_array(gpu: Gpu, route: str) -> None:
     x = np.stack([make("bfloat16", 1, 40_000)[0], make("two_values", 1, 40_000)[0]])
     prepared = gpu.engine.prepare(Problem(rows=2, width=40_000, k=512, options=options), route=route)
     first = gpu.run(x, 512, options=options, prepared=prepared).indices
-    assert faults(x, 512, None, first, options=options) == []
+    assert find_errors(x, 512, None, first, options=options) == []
     for _ in range(100):
         assert np.array_equal(gpu.run(x, 512, options=options, prepared=prepared).indices, first)
 
@@ -306,7 +306,7 @@ def test_lengths_and_starts_of_every_shape(gpu: Gpu, shape: tuple[int, ...]) -> 
     asked: dict[str, Any] = {"row_starts": starts, "page_table": table, "page_size": 4}
     found = drvtopk.topk(x, 512, lengths, values=True, index_dtype="int64", nan="highest", **asked)
     options = SHAPED
-    assert faults(x, 512, lengths, found.indices, options=options, values=found.values, **asked) == []
+    assert find_errors(x, 512, lengths, found.indices, options=options, values=found.values, **asked) == []
 
 
 class OnDevice:
@@ -338,7 +338,7 @@ def test_device_arrays_in_and_out(gpu: Gpu) -> None:
     found = drvtopk.topk(logits, 512, out=out, values=True, order="value", tie_break="smallest")
     options = replace(WORDS, index_dtype="int64", tie_break="smallest")
     assert found.indices is out
-    assert faults(x, 512, None, out.numpy(), options=options, values=found.values.numpy()) == []
+    assert find_errors(x, 512, None, out.numpy(), options=options, values=found.values.numpy()) == []
     words = OnDevice(gpu, x)
     again = drvtopk.topk(
         words, 512, index_dtype="int64", dtype="bfloat16", order="value", tie_break="smallest", values=True
@@ -348,4 +348,4 @@ def test_device_arrays_in_and_out(gpu: Gpu) -> None:
     indices, values = OnDevice(gpu, np.zeros((4, 512), np.int32)), OnDevice(gpu, np.zeros((4, 512), np.uint16))
     prepared(logits, out=indices, values=values)
     wanted = replace(WORDS, order="none").made_deterministic()
-    assert faults(x, 512, None, indices.numpy(), options=wanted, values=values.numpy()) == []
+    assert find_errors(x, 512, None, indices.numpy(), options=wanted, values=values.numpy()) == []

@@ -19,7 +19,7 @@ from drvtopk.plan import Problem
 from drvtopk.reasons import Kind
 from drvtopk.spec import ROUTES
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.support import POISON, Gpu
 
 K = 1024
@@ -102,7 +102,7 @@ def test_it_finishes_beside_blockers_that_wait_for_it(gpu: Gpu, held: int, rows:
         driver.stream_destroy(stream)
         found = np.empty((rows, K), np.int32)
         driver.copy_to_host(found, out)
-    assert faults(x, K, None, found) == []
+    assert find_errors(x, K, None, found) == []
 
 
 def test_headroom_lets_a_cooperative_launch_start_beside_a_neighbour(gpu: Gpu) -> None:
@@ -123,7 +123,7 @@ def test_headroom_lets_a_cooperative_launch_start_beside_a_neighbour(gpu: Gpu) -
         driver.stream_destroy(stream)
         found = np.empty((2, K), np.int32)
         driver.copy_to_host(found, out)
-    assert faults(x, K, None, found) == []
+    assert find_errors(x, K, None, found) == []
 
 
 @pytest.mark.parametrize("route", ["persistent", "clustered"])
@@ -153,7 +153,7 @@ def test_parallel_branches_of_one_graph(gpu: Gpu, route: str) -> None:
         for out in (out_a, out_b):
             found = np.empty((rows, K), np.int32)
             driver.copy_to_host(found, out)
-            assert faults(x, K, None, found) == []
+            assert find_errors(x, K, None, found) == []
         driver.graph_exec_destroy(executable)
         driver.graph_destroy(graph)
     driver.stream_destroy(first)

@@ -18,7 +18,7 @@ from drvtopk.launch import Prepared
 from drvtopk.plan import Problem
 from drvtopk.reasons import Kind
 from drvtopk.testing.inputs import make
-from drvtopk.testing.oracle import faults
+from drvtopk.testing.oracle import find_errors
 from tests.gpu.support import POISON, Gpu
 
 ROWS, WIDTH, K, GROUP = 3, 70_000, 1024, 8
@@ -96,7 +96,7 @@ def test_a_bound_launch_falls_back_too(gpu: Gpu, monkeypatch: pytest.MonkeyPatch
             driver.stream_synchronize(stream)
             found = np.empty((ROWS, K), np.int32)
             driver.copy_to_host(found, out)
-            assert faults(x, K, None, found) == []
+            assert find_errors(x, K, None, found) == []
     driver.stream_destroy(stream)
     assert prepared.plan.route == "filtered" and refusing.asked == 1
 

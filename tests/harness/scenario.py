@@ -11,7 +11,7 @@ from drvtopk.plan import Plan, Problem, plan
 from drvtopk.spec import CLUSTERS, KNOWN_DEVICES, PLAIN, Options, Tuning, align
 from drvtopk.testing.cases import SMALL, draw_options, every_pair
 from drvtopk.testing.inputs import INPUTS, make
-from drvtopk.testing.oracle import faults, narrowed, select
+from drvtopk.testing.oracle import find_errors, narrowed, select
 from tests.harness.runner import Array, Floats, Ints, Run, Words, simulate
 
 # Rows of at most 1500 elements take every path.
@@ -124,7 +124,7 @@ class Scenario:
         options, starts, table, size = self.plan.options, self.row_starts, self.page_table, self.page_size
         given = (self.logits, self.plan.k, self.lengths)
         if table is None or table.min() >= 0:
-            return faults(
+            return find_errors(
                 *given,
                 run.out,
                 options=options,
