@@ -1,6 +1,6 @@
-// Which of a few hundred bins holds the need-th largest of some keys? Fewer bins than scan.cuh has, so that one warp finds
-// it alone: what block-wide scans cost is their steps, each of which waits for the one before. Called by row_gather.cuh
-// and row_registers.cuh. Shared memory: coarse_words<Bins> of the bins.
+// Which of a few hundred bins holds the need-th largest of some keys? Fewer bins than scan.cuh has, so that one warp
+// finds it alone: what block-wide scans cost is their steps, each of which waits for the one before. Shared memory:
+// coarse_words<Bins> of the bins.
 #pragma once
 #include "narrow.cuh"
 

@@ -1,7 +1,7 @@
-// How a long row is dealt to the blocks of a cluster, their warps, and batches of loads that a thread holds in registers:
-// so that any order of the row's elements spreads over all of them, and the first batch is a sample of the row (a
-// stratified one: Cochran, Sampling Techniques, 1953). Called by own_pivot.cuh, lists.cuh and row_gather.cuh. Before: the
-// row has as many elements as one load. No shared memory, no barrier.
+// How a long row is dealt to the blocks of a cluster, their warps, and batches of loads that a thread holds in
+// registers: so that any order of the row's elements spreads over all of them, and the first batch is a sample of the
+// row (a stratified one: Cochran, Sampling Techniques, 1953). Before: the row has as many elements as one load. No
+// shared memory, no barrier.
 #pragma once
 #include "loads.cuh"
 

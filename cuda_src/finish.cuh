@@ -1,6 +1,6 @@
-// From a row's members to its output: sorted if asked for, as what the caller reads (a wider type, pages, values beside).
-// Called by every row path, last. sort_staged and finish have barriers inside; put and fill have none.
-// Sorting networks: Batcher (1968). Strides below a warp's 64 elements stay in registers.
+// From a row's members to its output: sorted if asked for, as what the caller reads (a wider type, pages, values
+// beside). Sorting networks: Batcher (1968). Strides below a warp's 64 elements stay in registers. Barriers inside of
+// sort_staged and finish; put and fill have none.
 #pragma once
 #include "loads.cuh"
 #include "select.cuh"

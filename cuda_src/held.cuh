@@ -1,6 +1,5 @@
 // A stretch of a row that one block holds in shared memory as keys, so that memory is read once however many rounds it
-// takes to decide. Called by row_alone.cuh (whole short rows), row_pass.cuh and row_cluster.cuh (what reaches a pivot)
-// and row_group.cuh (a chunk of a long row). What selects a row has barriers inside; of the other steps none has.
+// takes to decide. What selects a row has barriers inside; of the other steps none has.
 #pragma once
 #include "finish.cuh"
 #include "loads.cuh"

@@ -1,5 +1,5 @@
-// What reaches a block's pivot, and how the keys of all blocks' lists are walked. Called by row_gather.cuh. Shared memory:
-// what `candidates` give behind Shared<K>. No barrier inside.
+// What reaches a block's pivot, and how the keys of all blocks' lists are walked. Shared memory: what `candidates` give
+// behind Shared<K>. No barrier inside.
 #pragma once
 #include "deal.cuh"
 #include "select.cuh"

@@ -1,8 +1,7 @@
 // Between which numbers does the need-th largest lie? An interval that holds it is made smaller in rounds: to the
 // bounds of what is left, then to one of 2048 bins of equal width between those, whatever the numbers are: keys of
 // infinities, of few values or of an outlier, and ranks of indices. For what bins of equal width in value (keys.cuh)
-// did not tell apart. Called by held.cuh, row_registers.cuh and row_pass.cuh. Barriers inside. The numbers stay where
-// they are and are walked again, in three rounds at most.
+// did not tell apart. Barriers inside. The numbers stay where they are and are walked again, in three rounds at most.
 #pragma once
 #include "rank.cuh"
 

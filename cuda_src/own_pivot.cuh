@@ -1,6 +1,6 @@
 // A pivot from the elements that a block holds in registers anyway: that value which as many of its threads' largest
-// elements reach as should be the block's share of the row's members, and a few more. Called by row_gather.cuh. Shared
-// memory: the bins, Scratch. Barriers inside.
+// elements reach as should be the block's share of the row's members, and a few more. Shared memory: the bins, Scratch.
+// Barriers inside.
 #pragma once
 #include "coarse.cuh"
 #include "deal.cuh"

@@ -1,6 +1,5 @@
-// Every operation that the language does not have, one line of PTX each. No algorithm.
-// Called by sync.cuh, select.cuh, row_group.cuh, row_pass.cuh and row_cluster.cuh. The CPU harness replaces this one
-// file. Scope: all acquire/release/relaxed operations on global memory are at .gpu scope, those on shared memory at
+// Every operation that the language does not have, one line of PTX each. No algorithm. The CPU harness replaces this
+// one file. Scope: all acquire/release/relaxed operations on global memory are at .gpu scope, those on shared memory at
 // .cluster scope.
 #pragma once
 #include "params.cuh"

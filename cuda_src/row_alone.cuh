@@ -1,6 +1,6 @@
-// One row by one block that waits for nobody: trivial, short (held in shared memory) or streamed (any length).
-// Called by all kernels. Shared memory: Shared<K> and `candidates` pairs behind it. A row needs no barrier before it:
-// the previous row's last reads (of `staged`) lie two barriers before the next row's first writes there.
+// One row by one block that waits for nobody: trivial, short (held in shared memory) or streamed (any length). Shared
+// memory: Shared<K> and `candidates` pairs behind it. A row needs no barrier before it: the previous row's last reads
+// (of `staged`) lie two barriers before the next row's first writes there.
 #pragma once
 #include "finish.cuh"
 #include "held.cuh"

@@ -3,10 +3,9 @@
 // the row once, its first loads under way before the pivot is known, and adds what reaches the pivot to a list in the
 // first block's (the leader's) shared memory; the leader finishes. As in row_pass.cuh the guess decides the time, never
 // the result: what was found is counted, and if it is too little or does not fit, the cluster selects by radix digits,
-// all blocks together. Called by clustered.cu: by all blocks of a cluster for the same rows in the same order. Shared
-// memory: Shared<K> and `candidates` pairs behind it, at least K words. No workspace. A block waits for the other
-// blocks of its cluster in cluster barriers only, and the hardware starts all blocks of a cluster at once or none
-// (README.md).
+// all blocks together. All blocks of a cluster call it for the same rows in the same order. Shared memory: Shared<K>
+// and `candidates` pairs behind it, at least K words. No workspace. A block waits for the other blocks of its cluster
+// in cluster barriers only, and the hardware starts all blocks of a cluster at once or none (README.md).
 #pragma once
 #include "row_pass.cuh"
 

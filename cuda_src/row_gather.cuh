@@ -1,10 +1,10 @@
-// A long row in one reading, by one block or by the blocks of a hardware cluster, each of which holds its first loads in
-// registers and guesses a pivot from them (own_pivot.cuh). What reaches it is listed; every block of a cluster sends the
-// keys of its list to all others, so that after one barrier all know the same keys, find the same threshold, and write
-// their own members. The guess decides the time, never the result: all keys above the highest of the blocks' pivots were
-// listed, so if no fewer than K reach that, the K best of the listed ones are the row's; if not, the row goes the exact way.
-// Called by row_alone.cuh and clustered.cu, where nothing is told apart by index and nothing is sorted. Shared memory:
-// Shared<K> and what `candidates` give behind it. Barriers inside.
+// A long row in one reading, by one block or by the blocks of a hardware cluster, each of which holds its first loads
+// in registers and guesses a pivot from them (own_pivot.cuh). What reaches it is listed; every block of a cluster sends
+// the keys of its list to all others, so that after one barrier all know the same keys, find the same threshold, and
+// write their own members. The guess decides the time, never the result: all keys above the highest of the blocks'
+// pivots were listed, so if no fewer than K reach that, the K best of the listed ones are the row's; if not, the row
+// goes the exact way. For options that tell nothing apart by index and sort nothing. Shared memory: Shared<K> and what
+// `candidates` give behind it. Barriers inside.
 #pragma once
 #include "finish.cuh"
 #include "held.cuh"

@@ -1,8 +1,8 @@
-// One row by all blocks of a group, which wait for each other: n > kRadixThreshold in a cooperative launch.
-// Called by persistent.cu. Before: group x chunk >= n, the blocks of the group call it for the same rows in the same
-// order. Each block reads its chunk once and holds it in shared memory as keys; the group's histogram decides 11 bits
-// a round, at most three rounds (six where indices tell ties apart), one group barrier each. A sorted row costs one more.
-// Shared memory: Shared<K>, its `rest` holding `chunk` keys. Workspace: GroupState.
+// One row by all blocks of a group, which wait for each other: n > kRadixThreshold in a cooperative launch. Before:
+// group x chunk >= n, the blocks of the group call it for the same rows in the same order. Each block reads its chunk
+// once and holds it in shared memory as keys; the group's histogram decides 11 bits a round, at most three rounds (six
+// where indices tell ties apart), one group barrier each. A sorted row costs one more. Shared memory: Shared<K>, its
+// `rest` holding `chunk` keys. Workspace: GroupState.
 #pragma once
 #include "finish.cuh"
 #include "held.cuh"

@@ -1,8 +1,8 @@
 // A long row by one block in one reading: a sample guesses a pivot that a few more than K keys reach, the reading keeps
 // what reaches it, and the K best of these are the row's. The guess decides the time, never the result: what was kept
-// is counted, and if it is too little or does not fit, the row goes the exact way (row_stream). Called by
-// row_alone.cuh. Shared memory: Shared<K> and `candidates` pairs behind it. A pivot by sampling is Floyd and Rivest's
-// idea (1975); one that is verified by counting is known from sample-select on GPUs (Ribizel and Anzt, 2020).
+// is counted, and if it is too little or does not fit, the row goes the exact way (row_stream). Shared memory:
+// Shared<K> and `candidates` pairs behind it. A pivot by sampling is Floyd and Rivest's idea (1975); one that is
+// verified by counting is known from sample-select on GPUs (Ribizel and Anzt, 2020).
 #pragma once
 #include "finish.cuh"
 #include "held.cuh"

@@ -1,7 +1,6 @@
-// Which bin holds the need-th largest key? A suffix scan over the block's 2048 bins.
-// Called by the row paths between two barriers of their own. Before: the bins are complete (barrier passed); `need` is
-// at least 1. Shared memory: Scratch. Two barriers inside; afterwards the answer
-// stands in Scratch (registers are what the row paths are short of), and the bins may be overwritten.
+// Which bin holds the need-th largest key? A suffix scan over the block's 2048 bins. Before: the bins are complete
+// (barrier passed); `need` is at least 1. Shared memory: Scratch. Two barriers inside; afterwards the answer stands in
+// Scratch (registers are what the row paths are short of), and the bins may be overwritten.
 #pragma once
 #include "ptx.cuh"
 

@@ -1,8 +1,7 @@
-// The state of a radix selection, and how its members are staged.
-// Called by every row path. A key is resolved from the top in digits of 11 bits (32-bit keys: 11, 11 and 10; 16-bit keys: 11
-// and 5); where ties are told apart, the index follows as further digits of the same key (9, 11 and 11, the ones that the
-// row's length needs). Members are staged in shared memory and leave coalesced. Barriers: none here but in clear_bins'
-// callers' hands.
+// The state of a radix selection, and how its members are staged. A key is resolved from the top in digits of 11 bits
+// (32-bit keys: 11, 11 and 10; 16-bit keys: 11 and 5); where ties are told apart, the index follows as further digits
+// of the same key (9, 11 and 11, the ones that the row's length needs). Members are staged in shared memory and leave
+// coalesced. Barriers: none here but in clear_bins' callers' hands.
 #pragma once
 #include "keys.cuh"
 #include "ptx.cuh"

@@ -1,6 +1,6 @@
-// How the blocks of one group meet, on a workspace whose contents nobody prepared. See README.md for the proofs.
-// Called by row_group.cuh only, in launches made by cuLaunchCooperativeKernel only: every block of the group is
-// resident, so each wait below ends. Shared memory: none. All threads of a block must call each function.
+// How the blocks of one group meet, on a workspace whose contents nobody prepared. See README.md for the proofs. In
+// launches made by cuLaunchCooperativeKernel only: every block of the group is resident, so each wait below ends.
+// Shared memory: none. All threads of a block must call each function.
 #pragma once
 #include "ptx.cuh"
 
