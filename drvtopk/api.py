@@ -14,7 +14,17 @@ from drvtopk import driver as drv
 from drvtopk.checks import as_int, flag, one_of, shown
 from drvtopk.engine import Engine, current_engine
 from drvtopk.errors import DriverUnavailable, InvalidArgument, NotPrepared
-from drvtopk.interop.arrays import PROTOCOLS, DeviceView, dtype_of, from_address, is_device_array, stream_handle, view
+from drvtopk.interop import hosts
+from drvtopk.interop.arrays import (
+    PROTOCOLS,
+    DeviceView,
+    dtype_of,
+    from_address,
+    is_device_array,
+    protocol_of,
+    stream_handle,
+    view,
+)
 from drvtopk.interop.calls import CallArrays, launch, logits_and_stream
 from drvtopk.interop.device_array import DeviceArray
 from drvtopk.interop.host_arrays import (
@@ -194,8 +204,9 @@ def topk(
             in torch or CuPy where the logits are theirs, else the one that the logits' interface names, else the
             legacy default stream. It waits for the work of any other stream that an array names or hands over, except
             inside a capture, which may not depend on work outside. A numpy call returns when the result is there, a
-            device call when it is launched. On a stream of a green context the plan keeps within the green context's
-            SMs, whatever context is current.
+            device call when it is launched. A result that is made here keeps the stream's object, since its exports
+            name the stream; a stream that was given as a handle has to outlive it. On a stream of a green context the
+            plan keeps within the green context's SMs, whatever context is current.
         max_seq_len: no length is expected to exceed it; a wrong hint costs time only. It counts as the next power of
             two.
         route: "auto", "persistent", "filtered" or "clustered" (on GPUs with thread-block clusters).
@@ -247,7 +258,10 @@ def topk(
     if on_host:
         return _topk_numpy(request, logits, beside, stream_handle(stream))
     with engine.driver.relaxed_capture():
-        return _topk_device(request, engine, given, beside, handle)
+        keep = stream
+        if stream is None and (out is None or beside.values is True):
+            keep = hosts.current_stream(protocol_of(logits), logits)
+        return _topk_device(request, engine, given, beside, handle, keep)
 
 
 @contextlib.contextmanager
@@ -297,7 +311,9 @@ def _index_dtype(out: Any, asked: str | None, *, on_host: bool) -> str:
     return "int64" if out is not None and view("out", out, None).dtype == "int64" else "int32"
 
 
-def _topk_device(request: _Request, engine: Engine, logits: DeviceView, beside: CallArrays, handle: int) -> Any:
+def _topk_device(
+    request: _Request, engine: Engine, logits: DeviceView, beside: CallArrays, handle: int, keep: object
+) -> Any:
     rows, width = logits.shape
     k, route, options = request.k, request.route, request.options
     problem = request.problem(
@@ -318,9 +334,9 @@ def _topk_device(request: _Request, engine: Engine, logits: DeviceView, beside: 
     else:
         prepared = engine.prepare_once(problem, route, share)
     if beside.out is None:
-        beside.out = DeviceArray(engine, (rows, k), handle, options.index_dtype)
+        beside.out = DeviceArray(engine, (rows, k), handle, options.index_dtype, keep=keep)
     if making_values:
-        beside.values = DeviceArray(engine, (rows, k), handle, options.dtype)
+        beside.values = DeviceArray(engine, (rows, k), handle, options.dtype, keep=keep)
     size = prepared.workspace_bytes
     if beside.workspace is None and size:
         with engine.driver.temporary(size, handle) as address:

@@ -22,14 +22,17 @@ NO_CONTEXT = 201  # what a thread without a current context is told
 # Of a launch in clusters where the SMs that its stream may use can never hold one; nothing is launched. An H200 answers
 # 912 (driver 580, clusters of 16 in green contexts of 8 to 64 SMs); 720 is what grids are refused by that never fit.
 CLUSTER_REFUSALS = (INVALID_CLUSTER_SIZE, COOPERATIVE_LAUNCH_TOO_LARGE)
+# 801, NOT_SUPPORTED: of a device, or a part of one, on which nothing can be launched cooperatively.
+COOPERATIVE_REFUSALS = (COOPERATIVE_LAUNCH_TOO_LARGE, 801)
 _INVALID_VALUE = 1
 DEFAULT_STREAMS = 0, 1, 2  # the null stream, the legacy one and that of the calling thread
 _STREAMS = 64  # whose configurations a dependent launch keeps
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 _POINTER_ATTRIBUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_uint64)
 
-Launch = Callable[[Any], bool]
-"""Launches on a stream, its handle given. False: nothing was launched, as what waits together can never be resident."""
+Launch = Callable[[Any], int]
+"""Launches on a stream, its handle given. Else than 0 is the driver's error: nothing was launched, as blocks that wait
+together can never be resident."""
 OLDEST = 12, 0
 """The oldest CUDA version of a driver that runs this package: R525."""
 OLDEST_CAPABILITY = 8, 0
@@ -284,16 +287,16 @@ class Driver(Memory):
         refusals: tuple[int, ...] = (),
         keep: object = None,
     ) -> Launch:
-        """A plain launch; False for an error of `refusals`."""
+        """A plain launch; an error of `refusals` is what it returns."""
         call, legacy = self.api.cuLaunchKernel, self._legacy
 
-        def launch(stream: Any, _keep: object = keep) -> bool:
+        def launch(stream: Any, _keep: object = keep) -> int:
             (code,) = call(function, grid, 1, 1, threads, 1, 1, smem_bytes, stream or legacy, params, 0)
             if code != 0:
                 if code in refusals:
-                    return False
+                    return int(code)
                 raise self._error("cuLaunchKernel", code, about)
-            return True
+            return 0
 
         return launch
 
@@ -309,10 +312,11 @@ class Driver(Memory):
         refusals: tuple[int, ...] = (),
         keep: object = None,
     ) -> Launch:
-        """A launch that may begin before its predecessor on the stream has ended; False for an error of `refusals`."""
+        """A launch that may begin before its predecessor on the stream has ended; an error of `refusals` is what it
+        returns."""
         call, configs = self.api.cuLaunchKernelEx, dict[Any, Any]()  # the stream is in the configuration
 
-        def launch(stream: Any, _keep: object = keep) -> bool:
+        def launch(stream: Any, _keep: object = keep) -> int:
             config = configs.get(stream)
             if config is None:
                 if len(configs) > _STREAMS:
@@ -321,9 +325,9 @@ class Driver(Memory):
             (code,) = call(config, function, params, 0)
             if code != 0:
                 if code in refusals:
-                    return False
+                    return int(code)
                 raise self._error("cuLaunchKernelEx", code, about)
-            return True
+            return 0
 
         return launch
 
@@ -342,7 +346,7 @@ class Driver(Memory):
     def cooperative_launcher(
         self, function: Any, grid: int, smem_bytes: int, params: int, about: str, *, per_sm: int, keep: object = None
     ) -> Launch:
-        """A launch that starts only when its whole grid is resident; False if it never could be (error 720).
+        """A launch that starts when its whole grid is resident; one of `COOPERATIVE_REFUSALS` if it never can be.
 
         In a capture the driver refuses nothing, and the graph's replay would never end (seen on an H200, driver 580):
         so a stream of a green context is asked for its SMs first, of which each holds `per_sm` blocks.
@@ -350,7 +354,7 @@ class Driver(Memory):
         call, legacy = self.api.cuLaunchCooperativeKernel, self._legacy
         green_of = getattr(self.api, "cuStreamGetGreenCtx", None)
 
-        def launch(stream: Any, _keep: object = keep) -> bool:
+        def launch(stream: Any, _keep: object = keep) -> int:
             nonlocal green_of
             ask = green_of  # once: another thread may find that there is none
             if ask is not None:
@@ -361,12 +365,12 @@ class Driver(Memory):
                 if code == 0 and int(found[0]):
                     part = self.green_context(stream)
                     if part is not None and part[1] * per_sm < grid:
-                        return False
+                        return COOPERATIVE_LAUNCH_TOO_LARGE
             (code,) = call(function, grid, 1, 1, THREADS, 1, 1, smem_bytes, stream or legacy, params)
             if code != 0:
-                if code == COOPERATIVE_LAUNCH_TOO_LARGE:
-                    return False
+                if code in COOPERATIVE_REFUSALS:
+                    return int(code)
                 raise self._error("cuLaunchCooperativeKernel", code, about)
-            return True
+            return 0
 
         return launch

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
+import struct
 from typing import Any, NamedTuple
 
 from drvtopk import forks
+from drvtopk.checks import as_int, shown
 from drvtopk.driver import CLUSTER_REFUSALS, NO_CONTEXT, Driver, Launch
 from drvtopk.errors import DriverError, InvalidArgument, PlanError
 from drvtopk.events import log_event
@@ -85,12 +87,16 @@ class Launcher:
 
     def _fill(self, args: LaunchArgs) -> None:
         logits, lengths, out, workspace, step, extras, _ = args
-        _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self._stride, step)
-        if extras is not None:
-            _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
+        try:
+            _VARYING.pack_into(self._block, 0, logits, lengths, out, workspace, self._stride, step)
+            if extras is not None:
+                _EXTRAS.pack_into(self._block, PARAMS_BYTES, *extras)
+        except struct.error:
+            _refuse_numbers(args)
+            raise
 
-    def __call__(self, args: LaunchArgs, stream: int) -> bool:
-        """One driver call. False: blocks that wait together and can never be resident."""
+    def __call__(self, args: LaunchArgs, stream: int) -> int:
+        """One driver call. Else than 0 is its error: blocks that wait together and can never be resident."""
         with self._lock:
             self._fill(args)
             try:
@@ -98,7 +104,7 @@ class Launcher:
             except DriverError as error:
                 return self.in_its_context(self._launch, stream, error)
 
-    def in_its_context(self, launch: Launch, stream: Any, error: DriverError) -> bool:
+    def in_its_context(self, launch: Launch, stream: Any, error: DriverError) -> int:
         """Once more, if this thread has no context: in the one that was prepared for. Nothing was launched then."""
         if error.code != NO_CONTEXT or self._context is None:
             raise error
@@ -131,12 +137,13 @@ class Bound:
 
     def __call__(self, stream: Any = 0) -> None:
         """One driver call on `stream`, a handle (0: the legacy default stream). Raises DriverError if it fails."""
-        if not self._run(stream):
+        refused = self._run(stream)
+        if refused:
             assert self._args is not None  # a type fact: a launch of no rows is never refused
-            self._launch = self._prepared._fall_back(self._args).bound(self._args)
+            self._launch = self._prepared._fall_back(self._args, refused).bound(self._args)
             self._run(stream)
 
-    def _run(self, stream: Any) -> bool:
+    def _run(self, stream: Any) -> int:
         launch = self._launch
         try:
             return launch(stream)
@@ -144,9 +151,9 @@ class Bound:
             return self._prepared._active.in_its_context(launch, stream, error)
 
 
-def _launch_nothing(stream: Any) -> bool:
+def _launch_nothing(stream: Any) -> int:
     """A launch of no rows."""
-    return True
+    return 0
 
 
 class Prepared:
@@ -257,16 +264,16 @@ class Prepared:
         else:  # twelve keywords on their way cost a tenth of a launch
             args = self.args(logits, lengths, out, workspace, out_stride=out_stride)
         checked = args.checked_for
-        if checked.rows and not checked(args, stream):
-            self._fall_back(args)(args, stream)
+        if checked.rows and (refused := checked(args, stream)):
+            self._fall_back(args, refused)(args, stream)
 
     def launch_args(self, args: LaunchArgs, stream: int) -> None:
         """Launches what `args` checked."""
         active = self._active
         if args.checked_for is not active:
             self._check_again(args)
-        if active.rows and not active(args, stream):
-            self._fall_back(args)(args, stream)
+        if active.rows and (refused := active(args, stream)):
+            self._fall_back(args, refused)(args, stream)
 
     def bind(self, args: LaunchArgs, keep: object = None) -> Bound:
         """`launch_args` without launching: everything is packed now, and each call of what comes back, with a stream's
@@ -286,14 +293,20 @@ class Prepared:
         if self.problem.rows:
             self._active.check(*args[:4])
 
-    def _fall_back(self, args: LaunchArgs) -> Launcher:
-        """From now on the launch in which no block waits. Its loads may be wider, so the addresses are checked anew."""
+    def _fall_back(self, args: LaunchArgs, refused: int) -> Launcher:
+        """From now on the launch in which no block waits: the driver refused the other with this error.
+
+        Loads may be wider then, so the addresses are checked anew.
+        """
         fallback = self._fallback
         if fallback is None:
             p = self._active.plan
             raise PlanError(p.route, f"the driver refused a grid of {p.grid} blocks")
+        first = next(self._refusals) == 0  # others may be refused at the same time
+        if first:
+            fallback.plan = fallback.plan.refused_with(refused)
         self._active = fallback
-        if next(self._refusals) == 0:  # others may be refused at the same time
+        if first:
             log_event(logging.WARNING, "fallback", "%s", fallback.plan.why)
         fallback.check(*args[:4])
         return fallback
@@ -316,6 +329,17 @@ class Prepared:
             if found.page_table_stride < 0:
                 raise InvalidArgument("page_table_stride", found.page_table_stride, "at least 0")
         return found
+
+
+def _refuse_numbers(args: LaunchArgs) -> None:
+    """Names what the parameter block has no room for."""
+    given = args._asdict() | (args.extras._asdict() if args.extras else {})
+    for name, value in given.items():
+        if name not in ("extras", "checked_for"):
+            low, high = (-(2**63), 2**63 - 1) if name.endswith("stride") else (0, 2**64 - 1)
+            number = as_int(value)
+            if number is None or not low <= number <= high:
+                raise InvalidArgument(name, shown(value), f"an integer in {low}..{high}")
 
 
 def _check_address(name: str, address: int, alignment: int, *, there: bool = True) -> None:

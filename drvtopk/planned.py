@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from drvtopk.problem import Problem
@@ -182,6 +182,10 @@ class Plan(Launch):
             return f"fallback: {_fallback(self, self.rejected)}"
         return f"{self.route}: {_SENTENCES[self.route](self)}"
 
+    def refused_with(self, error: int) -> Plan:
+        """This fallback, once the driver has refused the other launch with this error."""
+        return replace(self, reason=replace(self.reason, error=error))
+
     def document(self) -> dict[str, Any]:
         """Every figure under its name, flat and in a fixed order, as JSON has them; the nested ones as dicts."""
         rejected = None if self.rejected is None else asdict(self.rejected)
@@ -198,15 +202,20 @@ FIGURES = (
 """What `Plan.document` holds, in order."""
 
 
+_ERRORS = {720: "COOPERATIVE_LAUNCH_TOO_LARGE", 801: "NOT_SUPPORTED", 912: "INVALID_CLUSTER_SIZE"}
+
+
 def _fallback(p: Plan, rejected: Rejected) -> str:
     if p.reason.kind is Kind.WAITS_FORBIDDEN:
         return WOULD_WAIT
     if p.reason.kind is Kind.DOES_NOT_FIT:
         return rejected.constraint(p.smem_optin)
+    error = p.reason.error or (912 if rejected.route == "clustered" else 720)
+    answer = f"({error}, {_ERRORS[error]})"
     if rejected.route == "clustered":
-        return f"the driver refused the launch in clusters of {rejected.group} blocks (912, INVALID_CLUSTER_SIZE)"
-    refused = "the driver refused the cooperative launch (720, COOPERATIVE_LAUNCH_TOO_LARGE)"
-    return f"{refused} for {p.reason.grid} blocks, {rejected.resident_cap} were to fit"
+        return f"the driver refused the launch in clusters of {rejected.group} blocks {answer}"
+    blocks = f"for {p.reason.grid} blocks, {rejected.resident_cap} were to fit"
+    return f"the driver refused the cooperative launch {answer} {blocks}"
 
 
 def _expected(p: Plan) -> str:

@@ -26,7 +26,7 @@ class Kind(str, Enum):
     DOES_NOT_FIT = "does_not_fit"
     """Fallback: the blocks of one row are not resident at once."""
     REFUSED = "refused"
-    """Fallback: the driver refused the launch: 720 (cooperative) or 912 (in clusters)."""
+    """Fallback: the driver refused the launch: 720 or 801 (cooperative), 912 or 720 (in clusters)."""
 
     def __str__(self) -> str:
         return self.value
@@ -39,3 +39,5 @@ class Reason:
     kind: Kind
     grid: int = 0
     """Blocks of the launch that the driver refused; 0 for every other kind."""
+    error: int = 0
+    """What the driver answered to it; 0 before it was asked."""

@@ -24,6 +24,7 @@ SAMPLE: Mapping[str, int] = {
     "plans": 4,
     "device faults": 4,
     "streams": 3,
+    "commands": 1,
 }
 """How many cases of each set an ordinary run takes. The names are those of the `exhaustive` marks."""
 

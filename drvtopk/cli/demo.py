@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drvtopk.api import devices, primary_context
+from drvtopk.api import primary_context
 from drvtopk.cache import Cache, default_folder
 from drvtopk.cli import story
 from drvtopk.cli.indexer import HEAD_DIM, HEADS, indexer_logits
+from drvtopk.cli.options import add_gpu, asked_gpu
 from drvtopk.cli.output import add_json, print_json, print_table, whole
 from drvtopk.cli.planning import calculator
 from drvtopk.cli.selecting import NOT_ON_A_DEVICE
@@ -37,6 +38,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("demo", help="run the main job and check it", description=__doc__)
     parser.add_argument("--k", type=whole(1, MAX_K), default=1024)
     parser.add_argument("--seed", type=whole(0, 2**63), default=SEED)
+    add_gpu(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -54,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"logits of a lightning indexer: {ROWS} rows x {WIDTH} positions, {HEADS} heads of {HEAD_DIM}, k {k}")
     logits = indexer_logits(ROWS, WIDTH, seed=arguments.seed)
     problem = Problem(rows=ROWS, width=WIDTH, k=k)
-    found = devices()
-    if found:
-        document, indices = _on_a_device(problem, logits, lengths, quiet=arguments.json)
+    device = asked_gpu(arguments.gpu)
+    if device is not None:
+        document, indices = _on_a_device(arguments, problem, logits, lengths)
     else:
         document, indices = _without_a_device(problem, logits, lengths, quiet=arguments.json)
     wrong = find_errors(logits, k, lengths, indices)
@@ -77,15 +79,16 @@ def run(arguments: argparse.Namespace) -> int:
     elif wrong:
         print("WRONG:", *wrong, sep="\n  ")
     else:
-        answer = "" if found else " of the numpy reference"
+        answer = "" if device else " of the numpy reference"
         print(f"exact: all {ROWS} rows{answer} hold the k largest, held against the numpy oracle bit for bit")
     return 1 if wrong else 0
 
 
 def _on_a_device(
-    problem: Problem, logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32], *, quiet: bool
+    arguments: argparse.Namespace, problem: Problem, logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32]
 ) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
-    with primary_context():
+    quiet = arguments.json
+    with primary_context(arguments.gpu or 0):
         engine = current_engine()
         told = []
         for step in story.steps(engine, logits, _timed):

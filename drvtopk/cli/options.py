@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from drvtopk.api import devices
 from drvtopk.cli.output import whole
+from drvtopk.errors import InvalidArgument
 from drvtopk.spec import (
     CLUSTERS,
     DTYPES,
@@ -18,6 +20,7 @@ from drvtopk.spec import (
     ROUTES,
     TIE_BREAKS,
     TOP_KS,
+    DeviceInfo,
     Options,
     Variant,
     instantiations,
@@ -94,3 +97,17 @@ def in_words(options: Options) -> str:
     """'plain', or what differs from it: 'dtype bfloat16, order index'."""
     asked = {name: value for name, value in dataclasses.asdict(options).items() if value != getattr(PLAIN, name)}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in asked.items()) or "plain"
+
+
+def add_gpu(parser: argparse.ArgumentParser) -> None:
+    """`--gpu N`: which GPU runs it, as the driver counts those that CUDA_VISIBLE_DEVICES leaves."""
+    parser.add_argument("--gpu", type=whole(0, 2**31 - 1), metavar="N", help="which GPU, as `doctor` lists them (0)")
+
+
+def asked_gpu(number: int | None) -> DeviceInfo | None:
+    """The GPU that is used; None where there is none and none was asked for. InvalidArgument if it is not there."""
+    found = devices()
+    if number is not None and number >= len(found):
+        listed = ", ".join(f"{i}: {device.name}" for i, device in enumerate(found)) or "none: there is no GPU"
+        raise InvalidArgument("--gpu", number, listed)
+    return found[number or 0] if found else None

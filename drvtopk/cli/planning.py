@@ -9,7 +9,7 @@ from typing import Any
 
 from drvtopk.api import primary_context
 from drvtopk.cache import Cache, default_folder
-from drvtopk.cli.options import add_options, in_words, options_of
+from drvtopk.cli.options import add_gpu, add_options, asked_gpu, in_words, options_of
 from drvtopk.cli.output import add_json, print_json, print_pairs, whole
 from drvtopk.compiler import compile_variant
 from drvtopk.engine import current_engine
@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("plan", help="what would be launched, and why", description=__doc__)
     names = ", ".join(KNOWN_DEVICES)
     parser.add_argument("--device", default="auto", help=f"auto: the GPU of this machine; or {names}")
+    add_gpu(parser)
     parser.add_argument("--rows", type=whole(0, MAX_ROWS), required=True)
     parser.add_argument("--stride", type=whole(0, MAX_STRIDE), required=True, help="elements between rows")
     parser.add_argument("--width", type=whole(0, MAX_WIDTH), help="columns of a row (default: the stride)")
@@ -126,9 +127,13 @@ def run(arguments: argparse.Namespace) -> int:
         pdl=arguments.pdl,
     )
     limits = {"sms": arguments.sms, "smem_optin": arguments.smem_optin}
+    if arguments.gpu is not None:
+        if arguments.device != "auto":
+            raise InvalidArgument("--gpu", arguments.gpu, "one of this machine's, only with --device auto")
+        asked_gpu(arguments.gpu)
     if arguments.device == "auto":
         try:
-            with primary_context():
+            with primary_context(arguments.gpu or 0):
                 engine = current_engine()
                 asked = Asked(engine.occupancy, engine.kernel_info, engine.clusters)
                 return _report(arguments, problem, engine.device.with_limits(**limits), asked, "driver")

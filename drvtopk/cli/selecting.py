@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from drvtopk.api import devices, primary_context, topk
+from drvtopk.api import primary_context, topk
 from drvtopk.cli.arrays import check_outputs, load, save
-from drvtopk.cli.options import add_options, in_words, options_of
+from drvtopk.cli.options import add_gpu, add_options, asked_gpu, in_words, options_of
 from drvtopk.cli.output import add_json, note, print_json, whole
 from drvtopk.engine import current_engine
 from drvtopk.errors import InvalidArgument
@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--route", choices=("auto", *ROUTES), default="auto")
     parser.add_argument("--max-seq-len", type=whole(0, MAX_WIDTH))
     add_options(parser, files=True)
+    add_gpu(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -70,9 +71,9 @@ def _on_a_device(
     arguments: argparse.Namespace, options: Options, arrays: dict[str, Any], asked: dict[str, Any]
 ) -> tuple[Any, Plan]:
     hints = {"max_seq_len": arguments.max_seq_len}
-    found = topk(k=arguments.k, route=arguments.route, **arrays, **asked, **hints)
     rows, width = arrays["logits"].shape
-    with primary_context():
+    with primary_context(arguments.gpu or 0):
+        found = topk(k=arguments.k, route=arguments.route, **arrays, **asked, **hints)
         problem = Problem(rows=rows, width=width, k=arguments.k, options=options, **hints)
         return found, current_engine().prepare_once(problem, arguments.route).plan
 
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     arrays: dict[str, Any] = {"logits": logits, "lengths": lengths, "row_starts": row_starts, "page_table": page_table}
     asked: dict[str, Any] = {name: getattr(options, name) for name in ("index_dtype", "order", "tie_break", "nan")}
     asked |= {"dtype": options.dtype, "values": options.values, "page_size": arguments.page_size or 1}
-    device = devices()
+    device = asked_gpu(arguments.gpu)
     made: Plan | None = None
     started = time.perf_counter()
     if device:
@@ -121,14 +122,14 @@ def run(arguments: argparse.Namespace) -> int:
                 "k": arguments.k,
                 "options": dataclasses.asdict(options),
                 "page_size": arguments.page_size or 1,
-                "device": device[0].name if device else None,
+                "device": device.name if device else None,
                 "why": why,
                 "plan": None if made is None else made.document(),
                 "seconds": seconds,
             }
         )
     else:
-        print(why)
+        print(why if device is None else f"{device.name}: {why}")
         print(f"{rows} rows of {width}, k {arguments.k}: {seconds:.3f} s with all preparation and copies")
         print(f"options: {in_words(options)}")
         for what, path in zip(("indices", "values"), results, strict=False):

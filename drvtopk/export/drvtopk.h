@@ -670,11 +670,11 @@ static inline drvtopk_error drvtopk_make_plan(const drvtopk_problem* problem, co
 }
 
 // Whether the driver's answer to a launch (a CUresult) says that blocks which wait for each other can never be resident
-// together: 720 (COOPERATIVE_LAUNCH_TOO_LARGE), and of clusters 912 (INVALID_CLUSTER_SIZE). Nothing was launched then, and
-// the plan of `drvtopk_after_refusal` can be, from then on.
+// together: 720 (COOPERATIVE_LAUNCH_TOO_LARGE), of clusters 912 (INVALID_CLUSTER_SIZE), of cooperative grids 801
+// (NOT_SUPPORTED). Nothing was launched then, and the plan of `drvtopk_after_refusal` can be, from then on.
 static inline bool drvtopk_is_refusal(const drvtopk_plan* plan, int answer) {
   const bool clustered = plan->kernel && plan->kernel->route == DRVTOPK_ROUTE_CLUSTERED;
-  return (answer == 720 && (plan->cooperative || clustered)) || (answer == 912 && clustered);
+  return clustered ? answer == 720 || answer == 912 : plan->cooperative && (answer == 720 || answer == 801);
 }
 
 // The fallback for a plan, cooperative or clustered, that the driver would not launch (`drvtopk_is_refusal`): one block

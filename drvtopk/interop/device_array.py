@@ -27,8 +27,11 @@ class DeviceArray:
     device, so work that still reads it is safe.
     """
 
-    def __init__(self, engine: Engine, shape: tuple[int, int], stream: int, dtype: str = "int32") -> None:
+    def __init__(
+        self, engine: Engine, shape: tuple[int, int], stream: int, dtype: str = "int32", *, keep: object = None
+    ) -> None:
         self.shape = shape
+        self._keep = keep  # the stream's owner: exports name the stream for as long as this array lives
         self.dtype = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
         """bfloat16 is seen as its words, uint16."""
         self._dtype = dtype

@@ -23,15 +23,22 @@ def framework_of(kind: type) -> str:
     return ""
 
 
-def stream_of(framework: str, value: Any) -> int | None:
-    """The handle of the stream on which the framework of this array works now; None if it has no such thing."""
+def current_stream(framework: str, value: Any) -> Any:
+    """The stream on which the framework of this array works now; None if it has no such thing."""
     if framework == "torch":
-        stream: int = sys.modules["torch"].cuda.current_stream(value.device).cuda_stream
-        return stream
+        return sys.modules["torch"].cuda.current_stream(value.device)
     if framework == "cupy":
-        handle: int = sys.modules["cupy"].cuda.get_current_stream().ptr
-        return handle
+        return sys.modules["cupy"].cuda.get_current_stream()
     return None
+
+
+def stream_of(framework: str, value: Any) -> int | None:
+    """The handle of `current_stream`."""
+    stream = current_stream(framework, value)
+    if stream is None:
+        return None
+    handle: int = stream.cuda_stream if framework == "torch" else stream.ptr
+    return handle
 
 
 def handle_of(stream: Any) -> int | None:

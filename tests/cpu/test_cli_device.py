@@ -151,7 +151,7 @@ def test_topk_with_a_route_that_does_not_fit_is_bad_input(
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and "cannot run" in shown.err and not out.exists()
     assert main(argv) == 0
-    assert capsys.readouterr().out.startswith("filtered: by a model the fastest for 1 x 200000")
+    assert capsys.readouterr().out.startswith("Fake H200: filtered: by a model the fastest for 1 x 200000")
 
 
 def test_plan_auto_shows_the_drivers_clusters(api: EmulatedDriver, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,3 +242,33 @@ def test_doctor_is_content_only_with_a_device_that_the_kernels_run_on(
     monkeypatch.setattr(Driver, "devices", lambda _: [old, new])
     (said,) = examined(1)
     assert said.startswith("the first device, Old T4 (sm_75), is taken where no context") and "Fake H200 is" in said
+
+
+@pytest.mark.parametrize("command", ["topk", "demo", "plan"])
+def test_the_gpu_that_is_named_is_the_one_that_runs(
+    api: EmulatedDriver, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    """Of two. Without a context a command takes the primary one of its device."""
+    api.replace |= {"cuDeviceGetCount": lambda: (0, 2), "cuDeviceGet": lambda ordinal: (0, ordinal)}
+    api.replace["cuDeviceGetName"] = lambda length, device: (0, f"GPU number {device}".encode())
+    api.replace["cuCtxGetCurrent"] = lambda: (0, api.contexts[-1] if used else 0)
+    used: list[int] = []
+
+    def retain(device: int) -> tuple[int, int]:
+        used.append(device)
+        return 0, 0x77
+
+    api.replace["cuDevicePrimaryCtxRetain"] = retain
+    api.replace["cuCtxGetDevice"] = lambda: (0, used[-1])
+    np.save(tmp_path / "x.npy", np.zeros((2, 50), np.float32))
+    argv = {
+        "topk": ["topk", str(tmp_path / "x.npy"), "--k", "4", "--out", str(tmp_path / "out.npy"), "--json"],
+        "demo": ["demo", "--json"],
+        "plan": ["plan", "--rows", "2", "--stride", "50", "--k", "4", "--json"],
+    }[command]
+    assert main([*argv, "--gpu", "1"]) == 0
+    assert "GPU number 1" in capsys.readouterr().out and set(used) == {1}
+    assert main([*argv, "--gpu", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "gpu" in said or "device" in said, said
+    assert "2" in said and "0: GPU number 0, 1: GPU number 1" in said, "what there is is listed"

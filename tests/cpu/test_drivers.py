@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ from drvtopk.testing.oracle import find_errors
 from tests import emulated
 from tests.emulated import EmulatedDriver
 from tests.fake_driver import Answer, FakeDriver
+from tests.producers import CupyArray, frameworks
 
 K = 16
 OPTIONAL = {"cuFuncLoad", "cuCtxGetDevResource", "cuStreamGetGreenCtx", "cuGreenCtxGetDevResource"}
@@ -258,3 +261,26 @@ def test_zero_is_the_legacy_stream_whatever_the_bindings_take_it_for(monkeypatch
         assert [args[8] for args in launches[:2]] == [stream] * 2 and launches[2][0].hStream == stream
         here.staging.to_device(1 << 20, np.ones(9, np.float32), 0)
         assert [args[-1] for name, args in fake.calls if name == "cuMemcpyAsync"] == [stream]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_result_keeps_the_stream_that_its_exports_name(
+    monkeypatch: pytest.MonkeyPatch, api: EmulatedDriver, x: Any, given: bool
+) -> None:
+    """CuPy destroys a stream with the last reference to it: `with cupy.cuda.Stream():`."""
+
+    class Stream:
+        ptr = 5
+
+    frameworks(monkeypatch, 5)
+    stream = Stream()
+    alive = weakref.ref(stream)
+    monkeypatch.setattr(sys.modules["cupy"].cuda, "get_current_stream", lambda: alive())
+    array = CupyArray(drv.load(), x)
+    made = drvtopk.topk(array, 8, stream=stream if given else None)
+    del stream
+    gc.collect()
+    assert alive() is not None and made.__cuda_array_interface__["stream"] == 5
+    del made
+    gc.collect()
+    assert alive() is None

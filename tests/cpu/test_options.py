@@ -168,3 +168,22 @@ def test_an_output_of_wide_indices_is_aligned_like_them(fake: FakeDriver) -> Non
     assert half.plan.vec_size == 8
     with pytest.raises(InvalidArgument, match=r"^logits: .*16 bytes"):
         half.launch(0x10008, 0, 0x30000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("logits", -16), ("logits", 2**64), ("out", 2.0**70), ("lengths", 4.0), ("out", 8.0), ("out_stride", 2**63)],
+)
+@pytest.mark.parametrize("binding", [False, True])
+def test_what_the_parameters_have_no_room_for_is_named(fake: FakeDriver, name: str, value: Any, binding: bool) -> None:
+    prepared = make(fake).prepare(Problem(rows=2, width=100, k=6, stride=128))
+    given: dict[str, Any] = {"logits": 0x10000, "lengths": 0, "out": 0x30000, name: value}
+    fake.calls.clear()
+    with pytest.raises(InvalidArgument, match=f"^{name}: .*an integer in"):
+        if binding:
+            prepared.bind(prepared.args(**given))
+        else:
+            prepared.launch(**given)
+    assert fake.names == []
+    prepared.launch(0x10000, 0, 0x30000)
+    assert fake.names == ["cuLaunchKernel"]

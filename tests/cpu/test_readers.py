@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.usefixtures("tiny_kernels"), pytest.mark.timeout(60)]
 
 ARCH = "sm_90a"
 ONE = Variant(route="filtered", k=64, vec_size=4)
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+EXAMPLES = int(os.environ.get("DRVTOPK_FUZZ_EXAMPLES", "60"))  # of each test of anything; more for a long run
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 # -- mutations ---------------------------------------------------------------------------------------------------------
 

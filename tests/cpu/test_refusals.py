@@ -49,6 +49,7 @@ def test_the_codes_are_the_drivers() -> None:
     api = pytest.importorskip("cuda.bindings.driver")
     assert driver.COOPERATIVE_LAUNCH_TOO_LARGE == api.CUresult.CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
     assert driver.INVALID_CLUSTER_SIZE == api.CUresult.CUDA_ERROR_INVALID_CLUSTER_SIZE
+    assert driver.COOPERATIVE_REFUSALS[1] == api.CUresult.CUDA_ERROR_NOT_SUPPORTED
     for code in driver.CLUSTER_REFUSALS:
         assert api.CUresult(code) in driver.CLUSTER_REFUSALS, "the bindings' own objects are compared"
 
@@ -69,7 +70,8 @@ def test_refused_clusters_become_the_fallback_and_the_plan_says_so(
     assert fake.names == [call, call], "nothing is loaded or asked about any more"
     made = prepared.plan
     assert (made.route, made.grid, made.pdl, made.cooperative) == ("filtered", LONG.rows, pdl, False)
-    assert made.reason == Reason(kind=Kind.REFUSED, grid=first.grid) and made.rejected is not None
+    assert made.reason == Reason(kind=Kind.REFUSED, grid=first.grid, error=code) and made.rejected is not None
+    assert f"clusters of 16 blocks ({code}, " in made.why
     assert (made.rejected.route, made.rejected.group, made.rejected.smem_bytes) == ("clustered", 16, first.smem_bytes)
     launch()
     assert fake.names == [call] * 3, "what was refused once is not tried again"

@@ -184,7 +184,7 @@ def test_what_was_checked_before_a_fallback_is_checked_for_it_too(fake: FakeDriv
     assert (prepared.plan.vec_size, prepared._fallback and prepared._fallback.plan.vec_size) == (1, 4)
     args, odd = prepared.args(*ADDRESSES), prepared.args((1 << 20) + 4, *ADDRESSES[1:])
     bound = prepared.bind(odd)
-    prepared._fall_back(args)
+    prepared._fall_back(args, 720)
     bound(5)
     assert fake.names[-1] == COOPERATIVE
     for use in (prepared.bind, lambda args: prepared.launch_args(args, 5)):

@@ -312,15 +312,20 @@ def test_the_sms_of_a_green_context_are_counted_not_the_die() -> None:
     assert plan.grid <= 64
 
 
-def test_720_becomes_the_fallback_and_the_plan_says_so(fake: FakeDriver, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"), [(720, "(720, COOPERATIVE_LAUNCH_TOO_LARGE)"), (801, "(801, NOT_SUPPORTED)")]
+)
+def test_a_refusal_becomes_the_fallback_and_the_plan_says_so(
+    fake: FakeDriver, caplog: pytest.LogCaptureFixture, code: int, said: str
+) -> None:
     prepared = make(fake).prepare(LONG, route="persistent")
-    fake.fail["cuLaunchCooperativeKernel"] = 720
+    fake.fail["cuLaunchCooperativeKernel"] = code
     fake.calls.clear()
     prepared.launch(*ADDRESSES)
     assert fake.names == ["cuStreamGetGreenCtx", "cuLaunchCooperativeKernel", "cuLaunchKernel"]
     assert prepared.plan.route == "filtered" and not prepared.plan.cooperative
     assert prepared.plan.reason.kind is Kind.REFUSED and prepared.plan.rejected is not None
-    assert "720" in caplog.text
+    assert said in caplog.text and said in prepared.plan.why
     fake.calls.clear()
     prepared.launch(*ADDRESSES)
     assert fake.names == ["cuLaunchKernel"], "what was refused once is not tried again"

@@ -1,0 +1,26 @@
+"""A few of the command lines that tests/command_fuzz.py draws without end."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from drvtopk.cli import planning
+from tests import command_fuzz, emulated
+from tests.emulated import EmulatedDriver
+
+EACH = 40
+
+
+@pytest.mark.exhaustive("commands")
+@pytest.mark.parametrize("part", range(30))
+def test_any_command_line_ends_as_it_says(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    emulated.use(monkeypatch, EmulatedDriver())
+    monkeypatch.setattr(planning, "compile_variant", emulated._compile)
+    codes: Counter[int] = Counter()
+    for seed in range(EACH * part, EACH * (part + 1)):
+        wrong, code = command_fuzz.complaint(seed)
+        assert not wrong, wrong
+        codes[code] += 1
+    assert codes[0] > 2 and codes[2] > 10, "some are right, many are wrong"
