@@ -22,8 +22,8 @@ NO_CONTEXT = 201  # what a thread without a current context is told
 # Of a launch in clusters where the SMs that its stream may use can never hold one; nothing is launched. An H200 answers
 # 912 (driver 580, clusters of 16 in green contexts of 8 to 64 SMs); 720 is what grids are refused by that never fit.
 CLUSTER_REFUSALS = (INVALID_CLUSTER_SIZE, COOPERATIVE_LAUNCH_TOO_LARGE)
-# 801, NOT_SUPPORTED: of a device, or a part of one, on which nothing can be launched cooperatively.
-COOPERATIVE_REFUSALS = (COOPERATIVE_LAUNCH_TOO_LARGE, 801)
+NOT_SUPPORTED = 801  # of a device, or a part of one, on which nothing is launched cooperatively
+COOPERATIVE_REFUSALS = (COOPERATIVE_LAUNCH_TOO_LARGE, NOT_SUPPORTED)
 _INVALID_VALUE = 1
 DEFAULT_STREAMS = 0, 1, 2  # the null stream, the legacy one and that of the calling thread
 _STREAMS = 64  # whose configurations a dependent launch keeps
@@ -182,6 +182,10 @@ class Driver(Memory):
             kind = self.api.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
             sms = int(self._call("cuCtxGetDevResource", context, kind).sm.smCount)
         return self.device_info(device, sms=sms or None)
+
+    def launches_cooperatively(self) -> bool:
+        """Whether the device of the current context does."""
+        return self._attribute("COOPERATIVE_LAUNCH", self._call("cuCtxGetDevice")) != 0
 
     def green_context(self, stream: int) -> tuple[int, int] | None:
         """(handle, SMs) of the green context that a stream belongs to, whatever context is current.

@@ -12,7 +12,7 @@ from drvtopk import forks
 from drvtopk.cache import Cache, default_folder
 from drvtopk.checks import instance
 from drvtopk.compiler import compile_variant, never_compile
-from drvtopk.driver import DEFAULT_STREAMS, Driver, load
+from drvtopk.driver import DEFAULT_STREAMS, NOT_SUPPORTED, Driver, load
 from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument
 from drvtopk.events import log_event
 from drvtopk.export.prebuilt import Prebuilt, current
@@ -209,7 +209,11 @@ class Engine:
             fallback = None
             if made.cooperative or made.variant.cluster > 1:  # its blocks wait for each other: the driver may refuse it
                 device, occupancy, _ = self._limits_of(assume, share)
-                fallback = self._launcher(after_refusal(made, problem, device, occupancy))
+                instead = after_refusal(made, problem, device, occupancy)
+                if made.cooperative and not self.driver.launches_cooperatively():
+                    made = instead.refused_with(NOT_SUPPORTED)  # what its launch would be told
+                else:
+                    fallback = self._launcher(instead)
             first = self._launcher(made)
         unwanted = made.rejected is not None and problem.waits == "allowed"
         level, event = (logging.WARNING, "fallback") if unwanted else (logging.INFO, "plan")

@@ -9,7 +9,7 @@ from typing import Any
 from drvtopk.bindings import Bindings
 from drvtopk.errors import DriverError
 
-_NOT_SUPPORTED = 801
+_NO_POOLS = 801  # NOT_SUPPORTED: the device has none
 
 
 class Memory(Bindings):
@@ -76,7 +76,7 @@ class Memory(Bindings):
         try:
             address = self.mem_alloc_async(size, stream)
         except DriverError as error:
-            if error.code != _NOT_SUPPORTED:
+            if error.code != _NO_POOLS:
                 raise
             pooled, address = False, self.mem_alloc(size)
         try:

@@ -80,6 +80,7 @@ class FakeDriver:
             "MAX_BLOCKS_PER_MULTIPROCESSOR": 32,
             "MAX_REGISTERS_PER_MULTIPROCESSOR": 65536,
             "RESERVED_SHARED_MEMORY_PER_BLOCK": 1024,
+            "COOPERATIVE_LAUNCH": 1,
         }
 
     @property

@@ -78,6 +78,19 @@ def test_refused_clusters_become_the_fallback_and_the_plan_says_so(
     assert [record.levelno for record in caplog.records] == [logging.WARNING] and made.why in caplog.text
 
 
+def test_a_device_that_launches_nothing_cooperatively_is_planned_the_fallback(
+    fake: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.attributes["COOPERATIVE_LAUNCH"] = 0
+    prepared = make(fake).prepare(LONG, route="persistent")
+    made = prepared.plan
+    assert (made.route, made.reason.kind, made.reason.error) == ("filtered", Kind.REFUSED, 801)
+    assert "(801, NOT_SUPPORTED)" in made.why and made.why in caplog.text
+    assert fake.names.count("cuModuleLoadData") == 2, "both kernels were asked for their occupancy"
+    prepared.launch(*ADDRESSES)
+    assert fake.names[-1] == "cuLaunchKernel" and "cuLaunchCooperativeKernel" not in fake.names
+
+
 @pytest.mark.parametrize(
     ("route", "call"), [("filtered", "cuLaunchKernel"), ("persistent", "cuLaunchCooperativeKernel")]
 )
