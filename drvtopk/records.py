@@ -132,3 +132,16 @@ def cubin_fault(cubin: bytes, arch: str) -> str | None:
     number, specific = (flags & 0xFF, flags & 0x800) if abi == 7 else (flags >> 8 & 0xFF, flags & 8)
     found = f"sm_{number}{'a' if specific else ''}"
     return None if found == arch.removesuffix("f") else f"is a cubin for {found}, not for {arch}"
+
+
+def code_bytes(cubin: bytes) -> int:
+    """Bytes of machine code: what an SM fetches of a kernel, by the cubin's `.text` sections. Raises Malformed."""
+    try:
+        (table,) = struct.unpack_from("<Q", cubin, 0x28)
+        each, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+        sections = [struct.unpack_from("<II16xQQ", cubin, table + each * i) for i in range(count)]
+        *_, texts, size_of_texts = sections[names]
+        listed = cubin[texts : texts + size_of_texts]
+        return sum(size for name, kind, _, size in sections if listed[name:].startswith(b".text.") and kind == 1)
+    except (struct.error, IndexError) as error:
+        raise Malformed("it is no ELF file with sections") from error

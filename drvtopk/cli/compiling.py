@@ -14,6 +14,7 @@ from drvtopk.compiler import compile_variants
 from drvtopk.export.write import check_out_folder, cubin_name
 from drvtopk.files import write_together
 from drvtopk.nvrtc import check_arch, nvrtc_version
+from drvtopk.records import code_bytes
 
 
 def add(commands: Any) -> None:
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                         "threads": v.threads,
                         "pdl": v.pdl,
                         **dataclasses.asdict(one.info),
+                        "code_bytes": code_bytes(one.cubin),
                         "fixed_smem_bytes": v.fixed_smem_bytes,
                         "from_cache": one.from_cache,
                         "file": str(arguments.out / name) if arguments.out is not None else None,
@@ -73,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             "spills",
             "static smem",
             "fixed dynamic smem",
+            "code bytes",
             "cubin bytes",
             "seconds",
         ),
@@ -84,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
                 one.info.spill_bytes,
                 one.info.static_smem_bytes,
                 v.fixed_smem_bytes,
+                code_bytes(one.cubin),
                 one.info.cubin_bytes,
                 "cached" if one.from_cache else f"{one.info.seconds:.2f}",
             )

@@ -15,6 +15,7 @@ from drvtopk.cache import Cache
 from drvtopk.compiler import Compiled, compile_variant
 from drvtopk.nvrtc import load, nvrtc_version, supported_archs
 from drvtopk.plan import Problem, calculated_occupancy, plan
+from drvtopk.records import code_bytes
 from drvtopk.source import kernel_sources
 from drvtopk.spec import (
     ARCHITECTURES,
@@ -63,6 +64,10 @@ MOST_SPILLS, MOST_SPILLS_WITH_OPTIONS = 64, 160
 # A cluster's kernel of two blocks an SM that sorts by value and has every other option too: ptxas parks whole batches.
 MOST_SPILLS_OF_CLUSTERS_WITH_ALL = 20_000
 
+MOST_CODE = {"persistent": 57_000, "filtered": 156_000, "clustered": 174_000}
+"""Bytes of machine code of plain kernels for sm_90a, at the usual k. A launch behind other kernels fetches them anew,
+so they may only become fewer."""
+
 
 def most_spills(variant: Variant) -> int:
     """Bytes of spill stores and loads that a variant may have."""
@@ -80,6 +85,10 @@ def check(variant: Variant, arch: str, compiled: Compiled) -> None:
     resident = min(variant.residency, min_blocks(arch, variant.threads))
     assert 16 <= info.registers <= 65536 // (variant.threads * resident), info
     assert info.cubin_bytes == len(compiled.cubin) > 1000
+    code = code_bytes(compiled.cubin)
+    assert 1000 < code < info.cubin_bytes
+    if arch == "sm_90a" and variant.options == PLAIN and variant.k in TOP_KS and not variant.pdl:
+        assert code <= MOST_CODE[variant.route], code
     # A cubin is an ELF file with one code section for each kernel.
     assert compiled.cubin.startswith(b"\x7fELF")
     assert set(re.findall(rb"\0\.text\.(\w+)", compiled.cubin)) == {variant.entry.encode()}

@@ -332,6 +332,15 @@ def test_any_value_of_any_field_is_right_or_refused(exported: Path, data: st.Dat
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_100a", "sm_103a", "sm_120", "sm_120a", "sm_121a")
 
 
+def test_machine_code_is_counted_from_the_sections(compiled_before: Cache) -> None:
+    cubin = compiler.compile_variant(ONE, ARCH, cache=compiled_before).cubin
+    code = records.code_bytes(cubin)
+    assert 0 < code < len(cubin)
+    for cut in (0, 10, 0x39, 64, len(cubin) // 2):
+        with pytest.raises(records.Malformed):
+            records.code_bytes(cubin[:cut])
+
+
 def test_the_architecture_of_a_cubin_is_read_from_its_header(compiled_before: Cache) -> None:
     cubins = {arch: compiler.compile_variant(ONE, arch, cache=compiled_before).cubin for arch in ARCHS}
     for arch, cubin in cubins.items():
