@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
@@ -219,7 +220,6 @@ def topk(
     Returns `out`, or what was made: a numpy array, or a DeviceArray. With `values`, Selected(indices, values) of these.
     Raises InvalidArgument, PlanError, DriverUnavailable, CompileError, DriverError; NotPrepared inside a capture.
     """
-    arguments = locals()
     k = check_k(k)
     asked_route = one_of("route", route, ASKED_ROUTES)
     beside = CallArrays(lengths, out, values, row_starts, page_table, page_size, workspace)
@@ -231,9 +231,13 @@ def topk(
             raise InvalidArgument("logits", type(logits).__name__, f"a numpy array, or a device array ({PROTOCOLS})")
         try:
             engine = current_engine()
+            missing = False
         except DriverUnavailable:
+            missing = True
+        if missing:
+            here = locals()
             with _context_of(logits):  # raises it again unless that is what was missing
-                return topk(**arguments)
+                return topk(**{name: here[name] for name in inspect.signature(topk).parameters})
         given, handle = logits_and_stream(engine, logits, stream, None)
         kind = dtype_of("logits", given, dtype)
     options = Options(
@@ -260,19 +264,29 @@ def topk(
     with engine.driver.relaxed_capture():
         keep = stream
         if stream is None and (out is None or beside.values is True):
-            keep = hosts.current_stream(protocol_of(logits), logits)
+            keep = getattr(logits, "_keep", None) or hosts.current_stream(protocol_of(logits), logits)
         return _topk_device(request, engine, given, beside, handle, keep)
 
 
 @contextlib.contextmanager
 def _context_of(logits: Any) -> Iterator[None]:
-    """On a thread without a context: the primary one of the array's device, as the CUDA runtime would have it."""
+    """On a thread without a context: the primary one of the array's device, as the CUDA runtime would have it.
+
+    Raises DriverUnavailable where the array does not say its device, or nobody uses that context: the memory is then
+    another one's.
+    """
     driver = drv.load()
     device = view("logits", logits, None).device if driver.current_context() is None else None
-    if device is None:
-        current_engine()
-    with driver.primary_context(device or 0):
-        yield
+    if device is not None:
+        count = driver.device_count()
+        if not 0 <= device < count:
+            raise InvalidArgument("logits", f"on device {device}", f"a device in 0..{count - 1}")
+        if driver.primary_is_active(device):
+            with driver.primary_context(device):
+                yield
+            return
+    current_engine()
+    yield  # it came meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,6 +199,15 @@ class Driver(Memory):
                 return int(green), int(self._call("cuGreenCtxGetDevResource", green, kind).sm.smCount)
         return None
 
+    def primary_is_active(self, ordinal: int) -> bool:
+        """Whether somebody uses the primary context of a device."""
+        _, active = self._call("cuDevicePrimaryCtxGetState", self._call("cuDeviceGet", ordinal))
+        return bool(active)
+
+    def may_adopt(self, context: Any, number: int) -> bool:
+        """Whether this thread has no context, and this one, of that `context_id`, is still there."""
+        return context is not None and self.current_context() is None and self.is_there(context, number)
+
     @contextlib.contextmanager
     def primary_context(self, ordinal: int = 0) -> Iterator[None]:
         """Makes the device's primary context current for a while, for callers that have none of their own.

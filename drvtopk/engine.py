@@ -12,15 +12,15 @@ from drvtopk import forks
 from drvtopk.cache import Cache, default_folder
 from drvtopk.checks import instance
 from drvtopk.compiler import compile_variant, never_compile
-from drvtopk.driver import DEFAULT_STREAMS, NOT_SUPPORTED, Driver, load
-from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument
+from drvtopk.driver import DEFAULT_STREAMS, Driver, load
+from drvtopk.errors import CompilerUnavailable, DriverUnavailable, InvalidArgument, PlanError
 from drvtopk.events import log_event
 from drvtopk.export.prebuilt import Prebuilt, current
 from drvtopk.launch import Launcher, Prepared
 from drvtopk.nvrtc import nvrtc_version
 from drvtopk.occupancy import Clusters, Occupancy, calculated_clusters, calculated_occupancy
 from drvtopk.plan import after_refusal, plan
-from drvtopk.planned import Plan
+from drvtopk.planned import NOT_COOPERATIVE, Plan
 from drvtopk.problem import Problem
 from drvtopk.progress import preparing
 from drvtopk.spec import DEFAULT_TUNING, DeviceInfo, KernelInfo, Tuning, Variant
@@ -187,7 +187,12 @@ class Engine:
         if assume is not None:
             instance("assume", assume, DeviceInfo)
         device, occupancy, clusters = self._limits_of(assume, share)
-        return plan(problem, device, occupancy, route=route, chunk=chunk, group=group, clusters=clusters, tuning=tuning)
+        made = plan(problem, device, occupancy, route=route, chunk=chunk, group=group, clusters=clusters, tuning=tuning)
+        if made.cooperative and not self.driver.launches_cooperatively():
+            if route == "persistent":
+                raise PlanError(route, NOT_COOPERATIVE)
+            return after_refusal(made, problem, device, occupancy).without_launch()
+        return made
 
     def prepare(
         self,
@@ -209,11 +214,7 @@ class Engine:
             fallback = None
             if made.cooperative or made.variant.cluster > 1:  # its blocks wait for each other: the driver may refuse it
                 device, occupancy, _ = self._limits_of(assume, share)
-                instead = after_refusal(made, problem, device, occupancy)
-                if made.cooperative and not self.driver.launches_cooperatively():
-                    made = instead.refused_with(NOT_SUPPORTED)  # what its launch would be told
-                else:
-                    fallback = self._launcher(instead)
+                fallback = self._launcher(after_refusal(made, problem, device, occupancy))
             first = self._launcher(made)
         unwanted = made.rejected is not None and problem.waits == "allowed"
         level, event = (logging.WARNING, "fallback") if unwanted else (logging.INFO, "plan")
@@ -241,7 +242,9 @@ class Engine:
         return found
 
     def _launcher(self, made: Plan) -> Launcher:
-        return Launcher(self.driver, self.context, made, self._raise_limit(made.variant, made.smem_bytes))
+        return Launcher(
+            self.driver, (self.context, self.context_id), made, self._raise_limit(made.variant, made.smem_bytes)
+        )
 
 
 _lock = forks.lock()

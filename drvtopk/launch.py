@@ -53,9 +53,9 @@ class LaunchArgs(NamedTuple):
 class Launcher:
     """One plan, bound to its loaded kernel, with the parameter block that each launch fills in."""
 
-    def __init__(self, driver: Driver, context: Any, plan: Plan, function: Any) -> None:
+    def __init__(self, driver: Driver, context: tuple[Any, int], plan: Plan, function: Any) -> None:
         self.plan = plan
-        self._driver, self._context = driver, context
+        self._driver, self._context = driver, context  # and its `context_id`
         self._function = function
         self._lock = forks.lock()  # the driver copies the block during the call, so it must not change under it
         self._stride = plan.stride
@@ -106,9 +106,9 @@ class Launcher:
 
     def in_its_context(self, launch: Launch, stream: Any, error: DriverError) -> int:
         """Once more, if this thread has no context: in the one that was prepared for. Nothing was launched then."""
-        if error.code != NO_CONTEXT or self._context is None:
+        if error.code != NO_CONTEXT or not self._driver.may_adopt(*self._context):
             raise error
-        with self._driver.current(self._context):
+        with self._driver.current(self._context[0]):
             return launch(stream)
 
     def bound(self, args: LaunchArgs) -> Launch:
@@ -302,11 +302,10 @@ class Prepared:
         if fallback is None:
             p = self._active.plan
             raise PlanError(p.route, f"the driver refused a grid of {p.grid} blocks")
-        first = next(self._refusals) == 0  # others may be refused at the same time
-        if first:
+        if not fallback.plan.reason.error:  # others may be refused at the same time
             fallback.plan = fallback.plan.refused_with(refused)
         self._active = fallback
-        if first:
+        if next(self._refusals) == 0:
             log_event(logging.WARNING, "fallback", "%s", fallback.plan.why)
         fallback.check(*args[:4])
         return fallback

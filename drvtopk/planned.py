@@ -9,6 +9,7 @@ from drvtopk.problem import Problem
 from drvtopk.reasons import Kind, Reason
 from drvtopk.spec import DeviceInfo, Options, Tuning, Variant
 
+NOT_COOPERATIVE = "this device launches no grid cooperatively (its attribute COOPERATIVE_LAUNCH is 0)"
 WOULD_WAIT = "blocks of a row would wait for each other, which the caller forbids"
 
 
@@ -186,6 +187,10 @@ class Plan(Launch):
         """This fallback, once the driver has refused the other launch with this error."""
         return replace(self, reason=replace(self.reason, error=error))
 
+    def without_launch(self) -> Plan:
+        """This fallback of a launch that is not even tried: the device launches no grid cooperatively."""
+        return replace(self, reason=replace(self.reason, grid=0, error=_NOT_SUPPORTED))
+
     def document(self) -> dict[str, Any]:
         """Every figure under its name, flat and in a fixed order, as JSON has them; the nested ones as dicts."""
         rejected = None if self.rejected is None else asdict(self.rejected)
@@ -202,7 +207,8 @@ FIGURES = (
 """What `Plan.document` holds, in order."""
 
 
-_ERRORS = {720: "COOPERATIVE_LAUNCH_TOO_LARGE", 801: "NOT_SUPPORTED", 912: "INVALID_CLUSTER_SIZE"}
+_NOT_SUPPORTED = 801
+_ERRORS = {720: "COOPERATIVE_LAUNCH_TOO_LARGE", _NOT_SUPPORTED: "NOT_SUPPORTED", 912: "INVALID_CLUSTER_SIZE"}
 
 
 def _fallback(p: Plan, rejected: Rejected) -> str:
@@ -210,6 +216,8 @@ def _fallback(p: Plan, rejected: Rejected) -> str:
         return WOULD_WAIT
     if p.reason.kind is Kind.DOES_NOT_FIT:
         return rejected.constraint(p.smem_optin)
+    if p.reason.error == _NOT_SUPPORTED and not p.reason.grid:
+        return NOT_COOPERATIVE
     error = p.reason.error or (912 if rejected.route == "clustered" else 720)
     answer = f"({error}, {_ERRORS[error]})"
     if rejected.route == "clustered":

@@ -102,13 +102,14 @@ class Prepared:
     def _here(self, work: Callable[..., T], *given: Any) -> T:
         """What `work` does; on a thread without a context in the one that was prepared for. The driver refuses its
         first call there, so nothing is half done then."""
+        engine = self.engine
         try:
             return work(*given)
         except DriverError as error:
-            if error.code != NO_CONTEXT or self.engine.context is None:
+            if error.code != NO_CONTEXT or not engine.driver.may_adopt(engine.context, engine.context_id):
                 raise
-            with self.engine.driver.current(self.engine.context):
-                return work(*given)
+        with engine.driver.current(engine.context):
+            return work(*given)
 
     def _check_logits(self, given: DeviceView) -> None:
         problem = self.problem

@@ -38,6 +38,6 @@ class Reason:
 
     kind: Kind
     grid: int = 0
-    """Blocks of the launch that the driver refused; 0 for every other kind."""
+    """Blocks of the launch that the driver refused; 0 for every other kind, and for a launch that was not tried."""
     error: int = 0
     """What the driver answered to it; 0 before it was asked."""

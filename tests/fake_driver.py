@@ -132,6 +132,9 @@ class FakeDriver:
     def _cuCtxGetCurrent(self) -> int:
         return 0x77
 
+    def _cuDevicePrimaryCtxGetState(self, device: int) -> Answer:
+        return 0, 0, 1  # flags, and active
+
     def _cuCtxGetDevice(self) -> int:
         return 0
 

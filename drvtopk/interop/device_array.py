@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from drvtopk.engine import Engine
 
 
-_PER_THREAD = 2  # the calling thread's default stream
-
-
 class DeviceArray:
     """A device array that `topk` made because none was given; it belongs to whoever holds it.
 
@@ -39,8 +36,7 @@ class DeviceArray:
         """bfloat16 is seen as its words, uint16."""
         self._dtype = dtype
         self._engine = engine
-        # Handle 2 is another stream on another thread. The legacy stream waits for all of them.
-        self._stream = stream = 0 if stream == _PER_THREAD else stream
+        self._stream = stream
         self._address = 0
         self._address = engine.driver.mem_alloc(shape[0] * shape[1] * self.dtype.itemsize)
         # How this package itself takes it: an export would keep it until its capsule is done with.

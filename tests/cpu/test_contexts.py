@@ -20,7 +20,7 @@ import drvtopk
 from drvtopk import driver as drv
 from drvtopk import engine
 from drvtopk.engine import current_engine
-from drvtopk.errors import CompileError, DriverError, DriverUnavailable
+from drvtopk.errors import CompileError, DriverError, DriverUnavailable, InvalidArgument
 from drvtopk.interop.arrays import from_address
 from drvtopk.spec import Variant
 from drvtopk.testing.oracle import find_errors
@@ -227,6 +227,7 @@ def test_a_forked_child_is_told_so_and_never_hangs() -> None:
 # What the driver answers without one; the rest is told CUDA_ERROR_INVALID_CONTEXT.
 FREE = {"cuCtxGetCurrent", "cuCtxSetCurrent", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuCtxGetId", "cuDeviceGet"}
 FREE |= {"cuDeviceGetCount", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuInit"}
+FREE |= {"cuDevicePrimaryCtxGetState"}
 FREE |= {"cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString", "cuGetProcAddress", "cuStreamGetGreenCtx"}
 FREE |= {"cuThreadExchangeStreamCaptureMode"}
 
@@ -343,3 +344,47 @@ def test_a_refusal_on_such_a_thread_falls_back_there(strict: Strict) -> None:
     found = np.empty((2, 16), np.int32)
     driver.copy_to_host(found, out.at)
     assert find_errors(x, 16, None, found) == [] and ready.plan.route == "filtered"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        ({"cuDevicePrimaryCtxGetState": lambda device: (0, 0, 0)}, DriverUnavailable, "no CUDA context is current"),
+        ({"cuDeviceGetCount": lambda: (0, 0)}, InvalidArgument, "logits: got on device 0"),
+    ],
+)
+def test_an_array_of_nobodys_primary_context_is_refused(
+    strict: Strict, change: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    """An inactive primary context owns no memory, so the array is another context's."""
+    given = Versioned(drv.load(), logits(1, 2, 3000))
+    drvtopk.topk(given, 16)
+    strict.replace |= change
+    with pytest.raises(kind, match=says) as refused:
+        elsewhere(lambda: drvtopk.topk(given, 16))
+    assert refused.value.__cause__ is None and "cuDevicePrimaryCtxRetain" not in strict.names
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("way", ["launch", "bound", "call"])
+def test_only_a_thread_without_a_context_borrows_one_and_only_one_that_is_there(
+    strict: Strict, gone: bool, way: str
+) -> None:
+    """The driver says 201 of a destroyed context, too."""
+    x = logits(1, 2, 3000)
+    driver = drv.load()
+    ready = drvtopk.prepare(rows=2, width=3000, k=16)
+    array, out = Interface(driver, x), Interface(driver, np.zeros((2, 16), np.int32))
+    bound = ready.bind(array, out=out)
+    calls: dict[str, Callable[[], Any]] = {
+        "launch": lambda: ready.launch(array.at, 0, out.at),
+        "bound": lambda: bound(0),
+        "call": lambda: ready(array, out=out),
+    }
+    if gone:
+        strict.replace["cuCtxGetId"] = lambda context: (201,)
+    strict.fail["cuLaunchKernel"] = 201
+    strict.calls.clear()
+    with pytest.raises(DriverError, match="returned 201"):
+        elsewhere(calls[way]) if gone else calls[way]()
+    assert "cuCtxPushCurrent" not in strict.names and strict.stack == [0x77]

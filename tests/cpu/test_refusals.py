@@ -82,11 +82,15 @@ def test_a_device_that_launches_nothing_cooperatively_is_planned_the_fallback(
     fake: FakeDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.attributes["COOPERATIVE_LAUNCH"] = 0
-    prepared = make(fake).prepare(LONG, route="persistent")
+    here = make(fake)
+    prepared = here.prepare(LONG, chunk=8192)
     made = prepared.plan
-    assert (made.route, made.reason.kind, made.reason.error) == ("filtered", Kind.REFUSED, 801)
-    assert "(801, NOT_SUPPORTED)" in made.why and made.why in caplog.text
-    assert fake.names.count("cuModuleLoadData") == 2, "both kernels were asked for their occupancy"
+    assert (made.route, made.reason.kind) == ("filtered", Kind.REFUSED)
+    assert made.rejected is not None and made.rejected.route == "persistent"
+    assert made.why == "fallback: this device launches no grid cooperatively (its attribute COOPERATIVE_LAUNCH is 0)"
+    assert made.why in caplog.text and here.plan(LONG, chunk=8192) == made
+    with pytest.raises(PlanError, match=r"persistent.*COOPERATIVE_LAUNCH is 0"):
+        here.prepare(LONG, route="persistent")
     prepared.launch(*ADDRESSES)
     assert fake.names[-1] == "cuLaunchKernel" and "cuLaunchCooperativeKernel" not in fake.names
 
