@@ -17,7 +17,7 @@ import pytest
 
 from drvtopk import compiler, files
 from drvtopk.__main__ import main
-from drvtopk.cli import selecting
+from drvtopk.cli import options, selecting
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ X = np.arange(27, dtype=np.float32).reshape(3, 9)
 @pytest.fixture(autouse=True)
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(selecting, "devices", list)
+    monkeypatch.setattr(options, "devices", list)
     np.save("x.npy", X)
     for name in ("lengths", "row_starts", "page_table"):
         np.save(f"{name}.npy", np.full((3, 9), 3, np.int32) if name == "page_table" else np.full(3, 3, np.int32))

@@ -19,13 +19,13 @@ TOPK = ["topk", "x.npy", "--k", "4", "--out", "o.npy"]
 PLAN = ["plan", "--device", "h200", "--rows", "4", "--stride", "100", "--k", "8", "--occupancy", "2"]
 NO_GPU = """
 import sys
-from drvtopk.cli import selecting
+from drvtopk.cli import options, selecting
 from drvtopk.__main__ import main
-selecting.devices = list
+options.devices = list
 sys.exit(main())
 """
 SLOW = NO_GPU.replace(
-    "selecting.devices", "selecting.topk_reference = lambda **_: __import__('time').sleep(9)\nselecting.devices"
+    "options.devices", "selecting.topk_reference = lambda **_: __import__('time').sleep(9)\noptions.devices"
 )
 
 
