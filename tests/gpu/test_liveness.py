@@ -95,7 +95,7 @@ def test_the_driver_refuses_real_oversubscription_and_the_fallback_answers(gpu: 
     prepared = gpu.engine.prepare(problem, plan=oversubscribed)
     gpu.check(x, 1024, vec=vec, prepared=prepared)
     assert prepared.plan.route == "filtered"
-    assert prepared.plan.reason == Reason(kind=Kind.REFUSED, grid=oversubscribed.grid)
+    assert prepared.plan.reason == Reason(kind=Kind.REFUSED, grid=oversubscribed.grid, error=720)
     gpu.check(x, 1024, vec=vec, prepared=prepared)
 
 
