@@ -5,7 +5,6 @@ Times are microseconds a launch at k 1024, float32, in a graph, L2 cold. The pla
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -26,6 +25,8 @@ def table() -> dict[tuple[str, int], dict[Choice, Grid]]:
     file = shipped("measured.json")
     if not file.is_file():
         return found
+    import json  # not before it is needed
+
     for device in json.loads(file.read_text())["devices"]:
         times: dict[Choice, Grid] = {
             Choice.parse(name): {

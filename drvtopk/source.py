@@ -5,7 +5,6 @@ Everything is read by importlib.resources, so that the package may lie in a .zip
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +49,8 @@ def kernel_sources() -> dict[str, bytes]:
 @cache
 def sources_digest() -> str:
     """SHA-256 over the names and texts of all kernel sources, hexadecimal. Raises CompilerUnavailable as above."""
+    import hashlib  # not before it is needed: `import drvtopk` is quick
+
     digest = hashlib.sha256()
     for name, text in kernel_sources().items():
         for field in (name.encode(), text):
