@@ -194,6 +194,18 @@ def test_what_was_checked_before_a_fallback_is_checked_for_it_too(fake: FakeDriv
     assert fake.names[-2:] == [COOPERATIVE, "cuLaunchKernel"]
 
 
+def test_what_was_checked_for_another_preparation_is_refused(fake: FakeDriver) -> None:
+    """Its rows would overlap, or its arrays be those of an earlier launch."""
+    here = make(fake)
+    prepared, other = here.prepare(LONG), here.prepare(dataclasses.replace(LONG, k=64))
+    args = other.args(*ADDRESSES)
+    fake.calls.clear()
+    for use in (prepared.bind, lambda args: prepared.launch_args(args, 5)):
+        with pytest.raises(InvalidArgument, match=r"^args: .*what this preparation checked"):
+            use(args)
+    assert fake.names == []
+
+
 @pytest.mark.parametrize("binding", [False, True])
 def test_an_address_that_the_fallback_cannot_load_from_is_refused_before_it_is_launched(
     fake: FakeDriver, binding: bool
